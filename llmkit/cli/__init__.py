@@ -1,0 +1,1 @@
+"""The door: one thin function per verb."""

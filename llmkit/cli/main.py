@@ -1,0 +1,265 @@
+"""The command line. Every verb is thin, and imports what it needs inside: `--help` and `validate` never load torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llmkit.errors import LlmkitError
+
+app = typer.Typer(
+    help="llmkit fine-tunes language models from one recipe file, and proves its own runs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).")]
+Target = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or a recipe file for its base model.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one value, e.g. --set training.learning_rate=1e-4."),
+]
+
+
+def main() -> None:
+    """Run the command line; llmkit's own errors end it with a sentence and their exit code."""
+    # Set before torch starts its threads: spinning ones make each other several times slower on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    try:
+        app()
+    except LlmkitError as error:
+        if debug:
+            raise
+        _print_error(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _print_error(error: LlmkitError) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    text = f"{error.where}: {error.what}" if error.where else error.what
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console.print(f"[bold red]error:[/bold red] {escape(text)}")
+    if error.remedy:
+        console.print(escape(error.remedy))
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    # Piped output is for reading on: a table that wraps at 80 columns is not.
+    return Console() if sys.stdout.isatty() else Console(width=200)
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Hold the options that every command takes (`--debug` is read in `main`, before anything can fail)."""
+
+
+@app.command()
+def run(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/RECIPE, numbered if taken.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of the run folder.")] = False,
+) -> None:
+    """Fine-tune, evaluate and export as the recipe says."""
+    from llmkit.recipe.loading import load_recipe
+
+    the_recipe = load_recipe(recipe, overrides or ())
+    if resume and out is None and recipe.name == "recipe.yaml":
+        from llmkit.runs.reopen import recipe_of
+
+        out = recipe.parent
+        the_recipe, _ = recipe_of(out, overrides or ())
+    from llmkit.runs.progress import terminal
+    from llmkit.runs.report import print_result
+    from llmkit.runs.runner import run as run_recipe
+
+    result = run_recipe(the_recipe, out=out, name=recipe.stem, resume=resume, narrator=terminal())
+    print_result(result, _console())
+
+
+@app.command()
+def validate(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Check a recipe, its files and packages, without loading torch or reading rows."""
+    from llmkit.recipe.loading import load_recipe
+    from llmkit.runs.checks import check
+
+    the_recipe = load_recipe(recipe, overrides or ())
+    check(the_recipe)
+    sections = (the_recipe.method, the_recipe.adapter, the_recipe.quantization)
+    parts = " + ".join(s.type for s in sections if s is not None)  # type: ignore[attr-defined]
+    typer.echo(f"{recipe}: valid ({parts} on {the_recipe.model.name})")
+
+
+@app.command()
+def show(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    everything: Annotated[bool, typer.Option("--all", help="Also what the libraries default to.")] = False,
+    hardware: Annotated[str, typer.Option(help="this, or a machine such as a100-80gb:8.")] = "this",
+) -> None:
+    """Show each resolved value and who decided it: recipe line, override, planner or library."""
+    from llmkit.planning.hardware import parse_hardware
+    from llmkit.recipe.loading import build_recipe, read_document
+    from llmkit.runs.prepare import plan as make_plan
+    from llmkit.runs.resolved import resolve
+
+    document = read_document(recipe, overrides or ())
+    the_recipe = build_recipe(document)
+    the_plan = make_plan(the_recipe, None if hardware == "this" else parse_hardware(hardware))
+    rows = resolve(the_recipe, the_plan, document)
+    if not everything:
+        rows = [row for row in rows if not row.by.endswith(" default")]
+    _print_table(("key", "value", "decided by"), [(r.key, _value(r.value), r.by) for r in rows])
+    if not everything:
+        typer.echo("--all shows what the libraries default to as well.")
+
+
+@app.command()
+def plan(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    hardware: Annotated[str, typer.Option(help="this, or a machine such as a100-80gb:8, rtx4090, cpu:2.")] = "this",
+) -> None:
+    """Show what would happen on this machine or another: device, data type, attention, batch, checkpointing."""
+    from llmkit.planning.hardware import parse_hardware
+    from llmkit.recipe.loading import load_recipe
+    from llmkit.runs.checks import check
+    from llmkit.runs.prepare import plan as make_plan
+
+    the_recipe = load_recipe(recipe, overrides or ())
+    check(the_recipe)
+    the_plan = make_plan(the_recipe, None if hardware == "this" else parse_hardware(hardware))
+    typer.echo(f"hardware: {the_plan.hardware.summary}")
+    if the_plan.size is not None:
+        typer.echo(f"model:    {the_plan.size.parameters / 1e6:,.0f} M parameters ({the_plan.size.source})")
+    _print_table(("decision", "value", "reason"), [(d.key, _value(d.value), d.reason) for d in the_plan.decisions])
+
+
+@app.command("eval")
+def evaluate(target: Target, overrides: Overrides = None) -> None:
+    """Score a run again: base beside tuned on the held-out rows (a recipe file: its base model alone)."""
+    from llmkit.runs.progress import terminal
+    from llmkit.runs.reopen import evaluate as evaluate_run
+    from llmkit.runs.report import print_scores
+
+    scores = evaluate_run(target, overrides or (), narrator=terminal())
+    print_scores(scores, _console())
+
+
+@app.command()
+def export(target: Target, overrides: Overrides = None) -> None:
+    """Write the exports of a finished run, each checked against the trained model."""
+    from llmkit.runs.progress import terminal
+    from llmkit.runs.reopen import export as export_run
+
+    for exported in export_run(target, overrides or (), narrator=terminal()):
+        typer.echo(f"{exported.type}: {exported.path}")
+
+
+@app.command()
+def chat(
+    target: Target,
+    overrides: Overrides = None,
+    system: Annotated[str | None, typer.Option(help="System prompt; default: the one the training rows begin with.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 answers greedily.")] = 0.0,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 512,
+) -> None:
+    """Talk to a run's tuned model. /clear forgets the conversation, /quit or Ctrl-D leaves."""
+    from llmkit.runs.answering import chat as chat_with
+
+    chat_with(target, overrides or (), system=system, temperature=temperature, max_new_tokens=max_new_tokens)
+
+
+@app.command()
+def generate(
+    target: Target,
+    prompts: Annotated[Path, typer.Argument(help="JSONL with a `prompt` (string or messages) on each line.")],
+    answers: Annotated[Path, typer.Argument(help="JSONL to write: each row with an `answer` added.")],
+    overrides: Overrides = None,
+    temperature: Annotated[float, typer.Option(help="0 answers greedily.")] = 0.0,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
+    batch_size: Annotated[int, typer.Option(help="Prompts answered at once.")] = 16,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+) -> None:
+    """Answer a file of prompts: JSONL in, JSONL out, in the same order."""
+    from llmkit.runs.answering import answer_file
+    from llmkit.runs.progress import terminal
+
+    count = answer_file(
+        target,
+        prompts,
+        answers,
+        overrides or (),
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        seed=seed,
+        narrator=terminal(),
+    )
+    typer.echo(f"{count} answers in {answers}")
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Recipe to copy; without it, all are listed.")] = None,
+    to: Annotated[Path | None, typer.Argument(help="File or folder to copy it to; default: here.")] = None,
+) -> None:
+    """List the shipped recipes, or copy one to start from."""
+    from llmkit.recipe.shipped import copy_recipe, shipped_recipes
+
+    if name is not None:
+        typer.echo(f"copied to {copy_recipe(name, to or Path.cwd())}")
+        return
+    _print_table(("recipe", "what it shows"), [(r.name, r.summary) for r in shipped_recipes()])
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a recipe, for editors (e.g. yaml-language-server)."""
+    from llmkit.recipe.schema import recipe_schema
+
+    typer.echo(json.dumps(recipe_schema(), indent=2))
+
+
+@app.command()
+def doctor() -> None:
+    """Check versions, devices and demo weights; name what is missing and the command that mends it."""
+    from llmkit.cli.doctor import findings
+
+    found = findings()
+    _print_table(("", "what", "found", "remedy"), [(f.mark, f.what, f.found, f.remedy) for f in found])
+    if any(f.mark == "bad" for f in found):
+        raise typer.Exit(1)
+
+
+def _print_table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    for index, heading in enumerate(headings):
+        # Keys are looked up and copied: they stay whole, and the prose beside them wraps.
+        grid.add_column(heading, no_wrap=index == 0, overflow="fold")
+    for row in rows:
+        grid.add_row(*(Text(cell) for cell in row))
+    _console().print(grid)
+
+
+def _value(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value

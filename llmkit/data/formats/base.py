@@ -1,0 +1,261 @@
+"""What a format is, and the checks that formats share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llmkit.data.shapes import RowError, Shape
+from llmkit.errors import did_you_mean
+
+ROLES = ("system", "user", "assistant", "tool")
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One row layout: the columns that a row must have, and how it becomes a row of `shape`."""
+
+    name: str
+    shape: Shape
+    columns: tuple[str, ...]
+    convert: Callable[[Mapping[str, Any]], dict[str, Any]]
+
+
+class MissingColumnError(RowError):
+    """The row lacks a column, so that it may well be of another format."""
+
+
+def kind(value: Any) -> str:
+    """Return what `value` is in JSON's words, with its article."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    names = {str: "a string", int: "a number", float: "a number", list: "a list", tuple: "a list", dict: "an object"}
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+def require(row: Mapping[str, Any], name: str) -> Any:
+    """Return the value of column `name`.
+
+    Raises MissingColumnError, which lists the row's columns.
+    """
+    if name not in row:
+        has = ", ".join(map(str, row)) or "none"
+        raise MissingColumnError(f"no column {name!r}{did_you_mean(name, map(str, row))}; the row's columns: {has}")
+    return row[name]
+
+
+def filled(value: Any, place: str) -> str:
+    """Return `value` if it is a string with something in it.
+
+    Raises RowError, which begins with `place`.
+    """
+    if not isinstance(value, str):
+        raise RowError(f"{place} must be a string, not {kind(value)}")
+    if not value.strip():
+        raise RowError(f"{place} is empty")
+    return value
+
+
+def required_text(row: Mapping[str, Any], name: str) -> str:
+    """Return the non-empty string in column `name`.
+
+    Raises RowError if the column is missing, empty or not a string.
+    """
+    return filled(require(row, name), f"column {name!r}")
+
+
+def optional_text(row: Mapping[str, Any], name: str) -> str:
+    """Return the string in column `name`, or an empty string if the column is missing, null or blank.
+
+    Raises RowError if it is something other than a string.
+    """
+    value = row.get(name)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return ""
+    return filled(value, f"column {name!r}")
+
+
+def checked_role(role: Any, choices: Sequence[str], place: str) -> str:
+    """Return `role` if it is one of `choices`.
+
+    Raises RowError, which begins with `place` and names the choices.
+    """
+    if isinstance(role, str) and role in choices:
+        return role
+    hint = did_you_mean(role, choices) if isinstance(role, str) else ""
+    raise RowError(f"{place}: unknown role {role!r}{hint}; choose from {', '.join(choices)}")
+
+
+def turn_key(turn: Any, key: str, place: str) -> Any:
+    """Return what stands under `key` of one turn.
+
+    Raises RowError if the turn is not an object or lacks the key.
+    """
+    if not isinstance(turn, Mapping):
+        raise RowError(f"{place} must be an object, not {kind(turn)}")
+    if key not in turn:
+        has = ", ".join(map(str, turn)) or "none"
+        raise RowError(f"{place} has no {key!r}{did_you_mean(key, map(str, turn))}; its keys: {has}")
+    return turn[key]
+
+
+def turns_in(value: Any, place: str) -> list[Any]:
+    """Return the turns of a conversation.
+
+    Raises RowError if `value` is not a list, or an empty one.
+    """
+    if not isinstance(value, list | tuple):
+        raise RowError(f"{place} must be a list of turns, not {kind(value)}")
+    if not value:
+        raise RowError(f"{place} is an empty conversation")
+    return list(value)
+
+
+def _message(turn: Any, place: str) -> Message:
+    role = checked_role(turn_key(turn, "role", place), ROLES, place)
+    # Arrow and parquet give every turn the keys of all turns, filled with null.
+    message = {key: value for key, value in turn.items() if value is not None}
+    calls = message.pop("tool_calls", None)
+    if calls:
+        if role != "assistant":
+            raise RowError(f"{place}: only an assistant turn can have tool_calls, not {role}")
+        if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
+            raise RowError(f"{place}.tool_calls must be a list of objects")
+        if not isinstance(message.setdefault("content", ""), str):
+            raise RowError(f"{place}.content must be a string, not {kind(message['content'])}")
+        return {**message, "tool_calls": calls}
+    filled(turn_key(turn, "content", place), f"{place}.content")
+    return message
+
+
+def check_order(messages: Sequence[Message], place: str) -> None:
+    """Check that a system turn comes first only, and that a tool turn answers an assistant.
+
+    Whether two turns of one role may follow each other is left to the model's chat template. A tool turn need not
+    follow `tool_calls`, since many data sets write the call into the assistant's text.
+
+    Raises RowError for the first turn that is out of order.
+    """
+    before = ""
+    for index, message in enumerate(messages):
+        role = message["role"]
+        if role == "system" and index:
+            raise RowError(f"{place}[{index}]: a system turn can only be the first")
+        if role == "tool" and before not in ("assistant", "tool"):
+            raise RowError(f"{place}[{index}]: a tool turn must follow an assistant turn, not {before or 'come first'}")
+        before = role
+
+
+def to_messages(value: Any, place: str) -> list[Message]:
+    """Return a column's list of {role, content} turns, without null keys.
+
+    Raises RowError for the first turn that can't be used, or for an empty list.
+    """
+    messages = [_message(turn, f"{place}[{i}]") for i, turn in enumerate(turns_in(value, place))]
+    check_order(messages, place)
+    return messages
+
+
+def trainable(messages: list[Message], place: str) -> list[Message]:
+    """Return `messages` if an assistant turn ends them, as supervised learning needs.
+
+    Raises RowError.
+    """
+    if not any(message["role"] == "assistant" for message in messages):
+        raise RowError(f"{place} has no assistant turn to learn from")
+    last = messages[-1]["role"]
+    if last != "assistant":
+        raise RowError(f"{place} ends with the {last}; the last turn must be the assistant's")
+    return messages
+
+
+def tools_in(row: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return `{"tools": [...]}` from the optional column `tools`, a list or a JSON string of one.
+
+    Nothing is returned for an empty list: chat templates that ask only `tools is not none` would announce no tools.
+
+    Raises RowError if it is neither.
+    """
+    value = row.get("tools")
+    if isinstance(value, str):
+        value = parsed_json(value, "column 'tools'") if value.strip() else None
+    if value is None:
+        return {}
+    if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
+        raise RowError(f"column 'tools' must be a list of objects, not {kind(value)}")
+    return {"tools": value} if value else {}
+
+
+def parsed_json(text: str, place: str) -> Any:
+    """Return the JSON value that `text` spells.
+
+    Raises RowError, which begins with `place`.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as exc:
+        raise RowError(f"{place} is not JSON: {exc.msg} at column {exc.colno}") from None
+
+
+def as_prompt(value: Any, name: str) -> str | list[Message]:
+    """Return a prompt: a non-empty string, or messages that wait for the assistant.
+
+    Raises RowError.
+    """
+    if not isinstance(value, list | tuple):
+        return filled(value, f"column {name!r}")
+    return awaiting(to_messages(value, name), name)
+
+
+def awaiting(messages: list[Message], place: str) -> list[Message]:
+    """Return `messages` if the assistant is the next to speak.
+
+    Raises RowError.
+    """
+    if not messages or messages[-1]["role"] not in ("user", "tool"):
+        last = f"the {messages[-1]['role']}" if messages else "nothing"
+        raise RowError(f"{place} ends with {last}; a prompt must end with the user or a tool")
+    return messages
+
+
+def as_answer(value: Any, name: str) -> str | list[Message]:
+    """Return an answer: a non-empty string, or messages (or a single one) that begin and end with the assistant.
+
+    Raises RowError.
+    """
+    if isinstance(value, Mapping):
+        value = [value]
+    if not isinstance(value, list | tuple):
+        return filled(value, f"column {name!r}")
+    return answering(to_messages(value, name), name)
+
+
+def answering(messages: list[Message], place: str) -> list[Message]:
+    """Return `messages` if they begin and end with the assistant.
+
+    Raises RowError.
+    """
+    for index, word in ((0, "begin"), (-1, "end")):
+        role = messages[index]["role"]
+        if role != "assistant":
+            raise RowError(f"{place} must {word} with an assistant turn, not {role}")
+    return messages
+
+
+def aligned(prompt: str | list[Message], **answers: str | list[Message]) -> dict[str, Any]:
+    """Return the columns as strings if all of them are, else all as messages: trainers take no mixture."""
+    if all(isinstance(value, str) for value in (prompt, *answers.values())):
+        return {"prompt": prompt, **answers}
+    columns: dict[str, Any] = {"prompt": said("user", prompt)}
+    return columns | {name: said("assistant", answer) for name, answer in answers.items()}
+
+
+def said(role: str, value: str | list[Message]) -> list[Message]:
+    """Return `value` as messages: a string becomes one turn of `role`."""
+    return [{"role": role, "content": value}] if isinstance(value, str) else value

@@ -1,0 +1,31 @@
+"""A prompt that the model answers itself; any other columns are kept, for the rewards.
+
+    {"prompt": [{"role": "user", "content": "What is 2 + 3?"}], "answer": "5"}
+
+`prompt` is a string, or messages that end with the user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmkit.data.formats import base
+from llmkit.data.shapes import RowError, Shape
+
+SHAPE = Shape.PROMPT
+COLUMNS = ("prompt",)
+
+
+def convert(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the whole row with its `prompt` checked.
+
+    Raises RowError.
+    """
+    value = base.require(row, "prompt")
+    if not isinstance(value, list | tuple):
+        return {**row, "prompt": base.filled(value, "column 'prompt'")}
+    messages = base.to_messages(value, "prompt")
+    if messages[-1]["role"] != "user":
+        raise RowError(f"prompt ends with the {messages[-1]['role']}; it must end with the user")
+    return {**row, "prompt": messages}

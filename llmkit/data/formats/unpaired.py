@@ -1,0 +1,52 @@
+"""A prompt, one answer, and whether the answer is good.
+
+    {"prompt": "Say hi.", "completion": "Hi there!", "label": true}
+
+`prompt` and `completion` are strings or lists of messages. Whole dialogues, whose last turn is the answer, are read as
+well: `messages` with `label`, or ShareGPT's `conversations` with `kto_tag`:
+
+    {"messages": [{"role": "user", "content": "Say hi."}, {"role": "assistant", "content": "Hi!"}], "label": true}
+    {"conversations": [{"from": "human", "value": "Say hi."}, {"from": "gpt", "value": "Hi!"}], "kto_tag": true}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmkit.data.formats import base, sharegpt
+from llmkit.data.shapes import RowError, Shape
+
+SHAPE = Shape.UNPAIRED
+COLUMNS = ("prompt", "completion", "label")
+
+
+def convert(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `prompt` and `completion`, both strings or both messages, `label`, and `tools` if there are any.
+
+    Raises RowError.
+    """
+    if row.get("conversations") is not None:
+        columns = _split(sharegpt.conversation(row), "conversations")
+    elif row.get("messages") is not None and "prompt" not in row:
+        columns = _split(base.to_messages(row["messages"], "messages"), "messages")
+    else:
+        prompt = base.as_prompt(base.require(row, "prompt"), "prompt")
+        columns = base.aligned(prompt, completion=base.as_answer(base.require(row, "completion"), "completion"))
+    return {**columns, "label": _label(row), **base.tools_in(row)}
+
+
+def _split(messages: list[base.Message], place: str) -> dict[str, Any]:
+    base.trainable(messages, place)
+    prompt = base.awaiting(messages[:-1], f"{place} before the answer")
+    return {"prompt": prompt, "completion": messages[-1:]}
+
+
+def _label(row: Mapping[str, Any]) -> bool:
+    name = "kto_tag" if "kto_tag" in row and "label" not in row else "label"
+    value = base.require(row, name)
+    if isinstance(value, str) and value.lower() in ("true", "false"):  # CSV has no booleans
+        return value.lower() == "true"
+    if not isinstance(value, bool):
+        raise RowError(f"column {name!r} must be true or false, not {value!r}")
+    return value

@@ -1,0 +1,1 @@
+"""Data sets that llmkit generates itself: one file each, with `rows(split)`."""

@@ -1,0 +1,451 @@
+"""Rows from files, folders, installed packages, llmkit's own data sets and the hub, each with the place it stands."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import importlib.util
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmkit.data.formats.base import Format, MissingColumnError
+from llmkit.data.shapes import RowError, Shape
+from llmkit.errors import DataError, RecipeError, SetupError, did_you_mean
+from llmkit.recipe.spec import variant_names
+
+if TYPE_CHECKING:
+    from llmkit.recipe.recipe import Source
+
+FORMATS = "llmkit.data.formats"
+MADE = "llmkit.data.made"
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+# The longest CSV field; csv's own 131072 characters are too few for documents, and a C long may have only 32 bits.
+LONGEST_FIELD = 2**31 - 1
+
+Placed = Iterator[tuple[str, dict[str, Any]]]
+"""Rows, each after its place."""
+
+
+# --- formats ---------------------------------------------------------------------------------------------------------
+
+
+@cache
+def load_format(name: str) -> Format:
+    """Return the row format of the file `llmkit/data/formats/{name}.py`.
+
+    Raises RecipeError if there is none.
+    """
+    names = variant_names(FORMATS)
+    if name not in names:
+        raise RecipeError(f"no format {name!r}{did_you_mean(name, names)}", remedy=f"Formats: {', '.join(names)}.")
+    module = importlib.import_module(f"{FORMATS}.{name}")
+    return Format(name, module.SHAPE, module.COLUMNS, module.convert)
+
+
+def format_of(source: Source) -> Format:
+    """Return the row format that `source` names.
+
+    Raises RecipeError if there is none.
+    """
+    return load_format(source.format)
+
+
+def common_shape(sources: Iterable[Source]) -> Shape:
+    """Return the shape that the rows of all `sources` have.
+
+    Raises RecipeError if they differ, or if there are no sources.
+    """
+    shapes = {source: format_of(source).shape for source in sources}
+    if not shapes:
+        raise RecipeError("no data sources")
+    if len(set(shapes.values())) > 1:
+        listed = "; ".join(f"{source.path} is {shape} (format {source.format})" for source, shape in shapes.items())
+        raise RecipeError(f"the data sources have rows of different shapes: {listed}", where="data")
+    return next(iter(shapes.values()))
+
+
+def read_examples(source: Source, folder: Path) -> Placed:
+    """Yield the rows of `source` in the shape of its format, each after its place.
+
+    Raises DataError at the first row that can't be used, and what `read_rows` raises.
+    """
+    row_format = format_of(source)
+    for index, (where, row) in enumerate(read_rows(source, folder)):
+        try:
+            example = row_format.convert(row)
+        except RowError as exc:
+            unfit = index == 0 and isinstance(exc, MissingColumnError)
+            remedy = _fitting(row, row_format) if unfit else None
+            raise DataError(str(exc), where=where, remedy=remedy) from exc
+        yield where, example
+
+
+def _fitting(row: dict[str, Any], tried: Format) -> str:
+    formats = [load_format(name) for name in variant_names(FORMATS)]
+    fits = [f for f in formats if f != tried and row.keys() >= set(f.columns)]
+    if not fits:
+        needs = "; ".join(f"{f.name}: {', '.join(f.columns)}" for f in formats)
+        return f"No format fits these columns; rename them. Formats and the columns they need: {needs}."
+    fits.sort(key=lambda f: -len(f.columns))
+    listed = " or ".join(f"`format: {f.name}`" for f in fits)
+    return f"The source has `format: {tried.name}`; the row's columns fit {listed}."
+
+
+# --- which kind of source --------------------------------------------------------------------------------------------
+
+
+def read_rows(source: Source, folder: Path) -> Placed:
+    """Yield the rows of `source` as they stand, each after its place (`data/train.jsonl:17`, `made:orders[3]`).
+
+    Relative paths start from `folder`, the recipe's. No more than `source.max_rows` rows are read.
+
+    Raises DataError for a source that is missing, unreadable, empty or broken, RecipeError for keys that this kind of
+    source has no use for, and SetupError for a hub that can't be reached or a package that isn't installed.
+    """
+    check_source(source, folder)
+    if source.path.startswith("made:"):
+        rows = _read_made(source)
+    elif (path := local_path(source, folder)) is not None:
+        rows = _read_folder(path, source.path) if path.is_dir() else _read_file(path, source.path)
+    else:
+        rows = _read_hub(source)
+    return islice(_some(rows, source.path), source.max_rows)
+
+
+def check_source(source: Source, folder: Path) -> None:
+    """Check, without reading any data, that `source` is there; a hub id always passes.
+
+    Raises DataError for a missing file, folder or made data set, RecipeError for keys that this kind of source has no
+    use for, and SetupError for a package that isn't installed.
+    """
+    made = source.path.startswith("made:")
+    if made:
+        _check_made(source)
+    path = None if made else local_path(source, folder)
+    if path is not None and path.is_file():
+        _reader(path, source.path)
+    unused = ("name", "revision") if made else ("split", "name", "revision") if path is not None else ()
+    for key in unused:
+        if getattr(source, key) is not None:
+            what = "a made data set" if made else "a local file"
+            raise RecipeError(f"{what} has no `{key}`", where=source.path, remedy=f"Leave `{key}` out.")
+
+
+def local_path(source: Source, folder: Path) -> Path | None:
+    """Return the file or folder that `source` names, or None if it must be a hub id.
+
+    Raises DataError if it is meant to be a file but is not there, SetupError for a package that isn't installed.
+    """
+    if source.path.startswith("package:"):
+        return _package_file(source.path)
+    path = folder / Path(source.path).expanduser()
+    if path.exists():
+        return path
+    if _looks_like_file(source.path):
+        raise _no_such_file(source.path, path)
+    # `datasets` would take a folder of this name in the current directory for the data set.
+    if Path(source.path).exists():
+        raise DataError(
+            f"no such file or folder in {folder}; there is one in the current directory",
+            where=source.path,
+            remedy="Paths in a recipe are relative to the recipe's own folder.",
+        )
+    return None
+
+
+def _looks_like_file(path: str) -> bool:
+    unread = (".txt", ".gz", ".zip", ".zst", ".arrow", ".xlsx")
+    return (
+        path.startswith(("./", "../", "/", "~"))
+        or path in (".", "..")
+        or path.lower().endswith((*READERS, *unread))
+        or not HUB_ID.fullmatch(path)
+    )
+
+
+def _no_such_file(label: str, path: Path) -> DataError:
+    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else None
+    if siblings is None:
+        return DataError("no such file, and its folder isn't there either", where=label, remedy=f"Looked for {path}.")
+    return DataError(f"no such file{did_you_mean(path.name, siblings)}", where=label, remedy=f"Looked for {path}.")
+
+
+def _package_file(label: str) -> Path:
+    name, _, inside = label.removeprefix("package:").partition("/")
+    if not name or not inside:
+        raise DataError("must be written package:NAME/path/of/file", where=label)
+    module = name.replace("-", "_")
+    # A dotted name would import the packages above it.
+    spec = importlib.util.find_spec(module) if module.isidentifier() else None
+    if spec is None:
+        raise SetupError(f"no Python package {name!r} is installed", where=label, remedy=f"pip install {name}")
+    folders = [Path(place) for place in spec.submodule_search_locations or ()]
+    if not folders:
+        raise DataError(f"{name!r} is a single Python module and holds no files", where=label)
+    for folder in folders:
+        if (folder / inside).exists():
+            return folder / inside
+    raise _no_such_file(label, folders[0] / inside)
+
+
+def _some(rows: Placed, label: str) -> Placed:
+    """Yield `rows`; raises DataError if there are none."""
+    first = next(rows, None)
+    if first is None:
+        raise DataError("holds no rows", where=label)
+    yield first
+    yield from rows
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def _read_folder(folder: Path, label: str) -> Placed:
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in READERS and p.name[0] != "." and p.is_file())
+    if not files:
+        raise DataError(
+            f"the folder holds no data file of its own ({', '.join(READERS)})",
+            where=label,
+            remedy="Folders inside it are not searched, so that train and test files are never mixed.",
+        )
+    for file in files:
+        yield from _read_file(file, f"{label.rstrip('/')}/{file.name}")
+
+
+def _read_file(path: Path, label: str) -> Placed:
+    reader = _reader(path, label)
+    try:
+        yield from reader(path, label)
+    except OSError as exc:
+        raise DataError(f"can't be read: {exc.strerror or exc}", where=label) from exc
+
+
+def _reader(path: Path, label: str) -> Callable[[Path, str], Placed]:
+    try:
+        return READERS[path.suffix.lower()]
+    except KeyError:
+        raise DataError(
+            f"can't read {path.suffix or 'a file without a suffix'}; data files are {', '.join(READERS)}", where=label
+        ) from None
+
+
+def _lines(path: Path, label: str) -> Iterator[str]:
+    """Yield the lines with their ends, without a byte-order mark; raises DataError for one that isn't UTF-8."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as exc:
+                raise DataError(
+                    f"not UTF-8: byte 0x{line[exc.start]:02x} at column {exc.start + 1}",
+                    where=f"{label}:{number}",
+                    remedy="Save the file as UTF-8.",
+                ) from exc
+
+
+def _read_jsonl(path: Path, label: str) -> Placed:
+    for number, line in enumerate(_lines(path, label), start=1):
+        if not line.strip():
+            continue
+        where = f"{label}:{number}"
+        try:
+            # Without the line's end, an unclosed string is reported as such.
+            row = json.loads(line.rstrip("\r\n"))
+        except json.JSONDecodeError as exc:
+            raise DataError(f"not JSON: {exc.msg} at column {exc.colno}", where=where) from exc
+        yield where, _object(row, where)
+
+
+def _object(row: Any, where: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise DataError(f"a row must be a JSON object, not {json.dumps(row, ensure_ascii=False)[:40]}", where=where)
+    return row
+
+
+def _read_json(path: Path, label: str) -> Placed:
+    lines = list(_lines(path, label))
+    text = "".join(lines)
+    if not text.strip():
+        return
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as exc:
+        if _is_object(next(line for line in lines if line.strip())):
+            yield from _read_jsonl(path, label)
+            return
+        raise DataError(f"not JSON: {exc.msg} at column {exc.colno}", where=f"{label}:{exc.lineno}") from exc
+    for index, row in enumerate(_rows_of(document, label)):
+        where = f"{label}[{index}]"
+        yield where, _object(row, where)
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except json.JSONDecodeError:
+        return False
+
+
+def _rows_of(document: Any, label: str) -> list[Any]:
+    if isinstance(document, list):
+        return document
+    values = document.values() if isinstance(document, dict) else ()
+    lists = [value for value in values if isinstance(value, list) and value and isinstance(value[0], dict)]
+    if len(lists) != 1:
+        found = f"an object with {len(lists)} lists of objects" if isinstance(document, dict) else "a single value"
+        raise DataError(f"must be a list of objects, or an object with one such list, not {found}", where=label)
+    return lists[0]
+
+
+def _read_csv(path: Path, label: str, delimiter: str = ",") -> Placed:
+    csv.field_size_limit(LONGEST_FIELD)
+    reader = csv.reader(_lines(path, label), delimiter=delimiter, strict=True)
+    header: list[str] = []
+    while True:
+        where = f"{label}:{reader.line_num + 1}"
+        try:
+            fields = next(reader, None)
+        except csv.Error as exc:
+            raise DataError(f"not CSV: {exc}", where=where) from exc
+        if fields is None:
+            return
+        if not fields:  # a blank line
+            continue
+        if not header:
+            header = _header(fields, where)
+        elif len(fields) != len(header):
+            raise DataError(f"{len(fields)} fields, but the header names {len(header)} columns", where=where)
+        else:
+            yield where, dict(zip(header, fields, strict=True))
+
+
+def _header(fields: list[str], where: str) -> list[str]:
+    names = [field.strip() for field in fields]
+    if "" in names or len(set(names)) < len(names):
+        raise DataError(
+            f"the first line must name the columns, each once; it is {', '.join(map(repr, names))}", where=where
+        )
+    return names
+
+
+def _read_tsv(path: Path, label: str) -> Placed:
+    return _read_csv(path, label, delimiter="\t")
+
+
+def _read_parquet(path: Path, label: str) -> Placed:
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    index = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    yield f"{label}[{index}]", row
+                    index += 1
+    except arrow.ArrowInvalid as exc:
+        raise DataError(f"not a readable parquet file: {exc}", where=label) from exc
+
+
+READERS: dict[str, Callable[[Path, str], Placed]] = {
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".parquet": _read_parquet,
+}
+
+
+# --- made data sets --------------------------------------------------------------------------------------------------
+
+
+def _check_made(source: Source) -> None:
+    name = source.path.removeprefix("made:")
+    names = variant_names(MADE)
+    if name not in names:
+        raise DataError(
+            f"llmkit makes no data set {name!r}{did_you_mean(name, names)}",
+            where=source.path,
+            remedy=f"Made data sets: {', '.join(names)}.",
+        )
+    splits = importlib.import_module(f"{MADE}.{name}").SPLITS
+    if source.split is not None and source.split not in splits:
+        raise _no_split(source.path, source.split, splits)
+
+
+def _no_split(label: str, split: str, splits: Iterable[str]) -> DataError:
+    splits = tuple(splits)
+    return DataError(
+        f"no split {split!r}{did_you_mean(split, splits)}", where=label, remedy=f"Splits: {', '.join(splits)}."
+    )
+
+
+def _read_made(source: Source) -> Placed:
+    module = importlib.import_module(f"{MADE}.{source.path.removeprefix('made:')}")
+    for index, row in enumerate(module.rows(source.split or "train")):
+        yield f"{source.path}[{index}]", row
+
+
+# --- the hub ---------------------------------------------------------------------------------------------------------
+
+
+def _read_hub(source: Source) -> Placed:
+    split = source.split or "train"
+    for index, row in enumerate(_load_hub(source, split)):
+        yield f"{source.path}/{split}[{index}]", dict(row)
+
+
+def _load_hub(source: Source, split: str) -> Iterable[dict[str, Any]]:
+    import datasets
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
+
+    try:
+        found: Iterable[dict[str, Any]] = datasets.load_dataset(
+            source.path, name=source.name, split=split, revision=source.revision
+        )
+    except ValueError as exc:
+        raise _hub_refusal(source.path, split, str(exc)) from exc
+    except DatasetNotFoundError as exc:
+        remedy = "Check the id; for a gated or private data set, log in with `hf auth login`."
+        raise SetupError(f"not found on the hub: {exc}", where=_wanted(source, split), remedy=remedy) from exc
+    except (DatasetsError, RuntimeError) as exc:  # broken files; data sets that need a script to be run
+        raise DataError(f"can't be loaded: {exc}", where=source.path) from exc
+    except OSError as exc:  # includes ConnectionError and the hub's HTTP errors
+        raise _out_of_reach(source, split, exc) from exc
+    return found
+
+
+def _hub_refusal(label: str, split: str, reason: str) -> DataError:
+    splits = re.search(r"(?:Should be one of|Available splits:) \[(.*?)\]", reason)
+    if splits:
+        return _no_split(label, split, re.findall(r"'(.*?)'", splits[1]))
+    return DataError(reason, where=label, remedy="`name` chooses the data set's configuration, `split` its part.")
+
+
+def _wanted(source: Source, split: str) -> str:
+    chosen = [f"split {split}", f"revision {source.revision or 'main'}"]
+    if source.name is not None:
+        chosen.insert(0, f"name {source.name}")
+    return f"{source.path} ({', '.join(chosen)})"
+
+
+def _out_of_reach(source: Source, split: str, reason: OSError) -> SetupError:
+    from datasets.config import HF_DATASETS_CACHE
+    from huggingface_hub import constants
+
+    offline = constants.HF_HUB_OFFLINE
+    why = "HF_HUB_OFFLINE is set" if offline else f"the hub can't be reached: {reason}"
+    online = "unset HF_HUB_OFFLINE" if offline else "go online"
+    return SetupError(
+        f"neither a local file nor a cached data set, and {why}",
+        where=_wanted(source, split),
+        remedy=f"Looked for a file of that name, and in {HF_DATASETS_CACHE} and {constants.HF_HUB_CACHE} (set HF_HOME "
+        f"to move them).\nEither {online} and run again, or point `path` to a local {', '.join(READERS)} file.",
+    )

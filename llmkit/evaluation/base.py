@@ -1,0 +1,54 @@
+"""What every evaluation is: a Spec that scores one model on the held-out rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from llmkit.data.splits import Row
+from llmkit.recipe.spec import Spec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One generated answer: the rendered or plain prompt, the reference (None where there is none), the answer."""
+
+    where: str
+    prompt: str
+    reference: str | None
+    answer: str
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one evaluation found: its metrics by name, the rows it used, and answers where it generated any."""
+
+    metrics: dict[str, float]
+    rows: int
+    samples: tuple[Sample, ...] = ()
+
+
+@dataclass
+class Subject:
+    """One model under evaluation, with the answers it has already given (evaluations share them)."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    rows: tuple[Row, ...]
+    seed: int
+    answers: dict[tuple[object, ...], tuple[Sample, ...]] = field(default_factory=dict)
+
+
+class Evaluation(Spec):
+    """Base of the evaluations; the file name is the `type`."""
+
+    def requires_rows(self) -> bool:
+        """Whether held-out rows (`data.eval`) are required."""
+        return True
+
+    def score(self, subject: Subject) -> Score:
+        """Score `subject`; base and tuned model are scored by the same call on the same rows."""
+        raise NotImplementedError

@@ -1,0 +1,87 @@
+"""Any metric written for the `evaluate` library, from a local folder."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from llmkit.errors import DataError, RecipeError, RunError, SetupError, did_you_mean
+from llmkit.evaluation import _metrics
+from llmkit.evaluation._generation import Generated
+
+
+class Metric(Generated):
+    """Score greedy answers with an `evaluate` metric: `compute(predictions=, references=)` on two lists of strings.
+
+    The metric's Python file is run on this machine; point only to code you trust.
+    """
+
+    type: Literal["metric"]
+    """A metric of the `evaluate` library's interface."""
+
+    path: str = Field(min_length=1)
+    """Local folder `DIR/NAME` that holds `NAME.py`, or that file; relative to the current directory."""
+
+    key: str | None = None
+    """Keep only this number of the metric's results; all its numbers if unset."""
+
+    def check_setup(self) -> None:
+        """Raise DataError where the folder is missing, SetupError where `evaluate` is."""
+        find_script(self.path)
+        _metrics.require("evaluate", "evaluate", "metric")
+
+    def measure(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+        """Return the metric's numbers.
+
+        Raises DataError where the folder is missing or the metric refuses the texts, SetupError where a package is
+        missing, RecipeError where `key` is not among the results, RunError where none of them is a number.
+        """
+        script = find_script(self.path)
+        evaluate = _metrics.require("evaluate", "evaluate", "metric")
+        try:
+            metric = evaluate.load(str(script), keep_in_memory=True)
+        except ImportError as error:
+            raise SetupError(f"the metric can't be loaded: {error}", where=str(script)) from error
+        try:
+            results = metric.compute(predictions=list(predictions), references=list(references))
+        except (TypeError, ValueError) as error:
+            raise DataError(f"the metric refuses the answers and references: {error}", where=str(script)) from error
+        return pick(results or {}, self.key, where=str(script))
+
+
+def find_script(path: str) -> Path:
+    """Return the metric's Python file, absolute, so that `evaluate` never looks for it on the hub.
+
+    Raises DataError where it does not exist.
+    """
+    place = Path(path).expanduser().resolve()
+    script = place if place.suffix == ".py" else place / f"{place.name}.py"
+    if not script.is_file():
+        raise DataError(
+            f"there is no metric at {path!r}: {script} does not exist",
+            remedy=(
+                "metrics are not fetched from the hub: download the metric's folder and set `path` to it, "
+                f"e.g. ./metrics/{place.stem or 'NAME'} holding {script.name}"
+            ),
+        )
+    return script
+
+
+def pick(results: Mapping[str, Any], key: str | None, *, where: str) -> dict[str, float]:
+    """Return the results that are numbers, or only `key`; raises RecipeError or RunError as `Metric.measure` does."""
+    found = {
+        name: float(value)
+        for name, value in results.items()
+        if isinstance(value, numbers.Real) and not isinstance(value, bool)
+    }
+    if not found:
+        raise RunError(f"the metric gives no number, only {sorted(results)}", where=where)
+    if key is None:
+        return found
+    if key not in found:
+        raise RecipeError(f"the metric has no number {key!r}{did_you_mean(key, found)}: it has {sorted(found)}")
+    return {key: found[key]}

@@ -1,0 +1,64 @@
+"""What every training method is: a Spec that names its TRL config class and builds its trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from llmkit.data.shapes import Shape
+from llmkit.data.splits import Row, Splits
+from llmkit.planning.planner import Plan
+from llmkit.recipe.spec import Spec
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+
+    from llmkit.recipe.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a method needs to build its trainer: the only bag that is handed around."""
+
+    recipe: Recipe
+    plan: Plan
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    splits: Splits
+    output_dir: Path
+    callbacks: tuple[TrainerCallback, ...] = ()
+    adapted: bool = False
+    """Whether the model already carries the adapter that training continues from."""
+
+    def training_kwargs(self) -> dict[str, Any]:
+        """Return the keyword arguments of the TRL config: the planner's values, then the recipe's over them."""
+        return {
+            **self.plan.section("training"),
+            **self.recipe.training.kwargs(),
+            "output_dir": str(self.output_dir),
+        }
+
+
+    @staticmethod
+    def token_dataset(rows: Sequence[Row]) -> Dataset:
+        """Return `rows` as a dataset with the columns `input_ids` and `labels`, in their order."""
+        from datasets import Dataset
+
+        return Dataset.from_dict({"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows]})
+
+
+class Method(Spec):
+    """Base of the methods; the file name is the `type`."""
+
+    accepts: ClassVar[frozenset[Shape]]
+    """Shapes of rows that this method can learn from; anything else is refused before a download."""
+
+    config: ClassVar[str]
+    """Name of the TRL config class whose fields `training` takes."""
+
+    def build_trainer(self, job: Job) -> Trainer:
+        """Build the TRL trainer for `job`; the only call of a run that depends on the method."""
+        raise NotImplementedError

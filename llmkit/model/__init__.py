@@ -1,0 +1,1 @@
+"""Weights in: where they come from and how they are loaded."""

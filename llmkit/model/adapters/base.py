@@ -1,0 +1,19 @@
+"""What every adapter is: a Spec that builds its PEFT config."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmkit.planning.planner import Plan
+from llmkit.recipe.spec import LibrarySpec
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+
+class Adapter(LibrarySpec):
+    """Base of the adapters; keys are those of the PEFT config named by `table`."""
+
+    def build(self, plan: Plan) -> PeftConfig:
+        """Build the PEFT config: the planner's values, then the recipe's over them."""
+        raise NotImplementedError

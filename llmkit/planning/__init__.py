@@ -1,0 +1,1 @@
+"""Hardware and the decisions that follow from it."""

@@ -1,0 +1,134 @@
+"""How many parameters a model has, without loading it: from its files' headers, or from its name."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+# A number, or `8x7`, before B (10^9) or M (10^6), standing alone between separators: neither `A3B` (the active share
+# of a mixture) nor `4bit` nor `8K` is a size.
+_SIZE_IN_NAME = re.compile(r"(?<![A-Za-z0-9.])(?:(\d+)x)?(\d+(?:\.\d+)?)([BM])(?![A-Za-z0-9])", re.IGNORECASE)
+_SCALE = {"b": 10**9, "m": 10**6}
+
+# Tensors that bitsandbytes stores beside each packed weight.
+_QUANT_STATE = re.compile(r"\.(absmax|quant_map|nested_absmax|nested_quant_map|SCB|weight_format)$|\.quant_state\.")
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Number of parameters of a model."""
+
+    parameters: int
+    """Elements of all its weights; tied weights count once."""
+
+    exact: bool
+    """Whether they were counted in its files; a size by name can be off by a fifth."""
+
+    source: str
+    """Where the number is from, e.g. `by its name`."""
+
+
+def model_size(name: str, folder: Path) -> ModelSize | None:
+    """Return the size of the model that a recipe in `folder` calls `name`, or None if it can't be told.
+
+    `name` is a local folder, an adapter folder (the size is that of its base), a `.gguf` file, `package:NAME`, or a
+    hub id, which is never looked up: only its spelling is read. Only headers of weight files are read. Raises
+    ValueError for a weight file that is not what its ending says.
+    """
+    if name.startswith("package:"):
+        home = _package_folder(name.removeprefix("package:"))
+        return _size_of_path(home, name) if home else None
+    return _size_of_path(folder / Path(name).expanduser(), name)
+
+
+def _size_of_path(path: Path, name: str) -> ModelSize | None:
+    if path.suffix == ".gguf" and path.is_file():
+        return _size_of_gguf(path)
+    if path.is_dir():
+        if (path / "adapter_config.json").is_file():
+            return _size_of_base(path)
+        weights = _weight_files(path)
+        if weights:
+            return _size_of_safetensors(weights, path)
+        packed = sorted(path.glob("*.gguf"))
+        if packed:
+            return _size_of_gguf(packed[0])
+    return _size_by_name(name)
+
+
+def _package_folder(package: str) -> Path | None:
+    # A dotted name would import its parents; weights lie in the top folder of a package.
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
+
+
+def _size_of_base(adapter: Path) -> ModelSize | None:
+    base = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+    # An adapter has a model as its base, never another adapter; one that names itself would go in circles.
+    if not base or (Path(base) / "adapter_config.json").is_file():
+        return None
+    size = model_size(base, Path())
+    return size and ModelSize(size.parameters, size.exact, f"its base: {size.source}")
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files that hold the model once (some folders hold a second copy in another layout)."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return [folder / shard for shard in sorted(shards)]
+    single = folder / "model.safetensors"
+    return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
+
+
+def _size_of_safetensors(files: Iterable[Path], folder: Path) -> ModelSize | None:
+    files = list(files)
+    if not all(file.is_file() for file in files):
+        return None
+    shapes: dict[str, list[int]] = {}
+    for file in files:
+        shapes |= _safetensors_shapes(file)
+    total = sum(math.prod(shape) for key, shape in shapes.items() if not _QUANT_STATE.search(key))
+    what = f"{len(files)} safetensors file{'s' if len(files) > 1 else ''}"
+    if _is_quantized(folder):
+        # Packed weights have fewer elements than the model has parameters; how many fewer depends on the layer.
+        return ModelSize(total, exact=False, source=f"{what}, quantized")
+    return ModelSize(total, exact=True, source=what)
+
+
+def _safetensors_shapes(file: Path) -> dict[str, list[int]]:
+    """Read the header: 8 bytes of little-endian length, then JSON (https://huggingface.co/docs/safetensors)."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        # The format's own limit; without it a wrong file would be read into memory whole.
+        header = json.loads(stream.read(length)) if 2 <= length <= 100_000_000 else None
+    if not isinstance(header, dict):
+        raise ValueError(f"{file} is not a safetensors file")
+    return {key: entry["shape"] for key, entry in header.items() if key != "__metadata__"}
+
+
+def _is_quantized(folder: Path) -> bool:
+    config = folder / "config.json"
+    return config.is_file() and "quantization_config" in json.loads(config.read_text(encoding="utf-8"))
+
+
+def _size_of_gguf(file: Path) -> ModelSize:
+    from gguf import GGUFReader
+
+    total = sum(int(tensor.n_elements) for tensor in GGUFReader(file).tensors)
+    return ModelSize(total, exact=True, source=file.name)
+
+
+def _size_by_name(name: str) -> ModelSize | None:
+    match = _SIZE_IN_NAME.search(Path(name).name)
+    if match is None:
+        return None
+    experts, number, unit = match.groups()
+    # `8x7B` shares its attention between the experts, so 56B is too many by a sixth: the safe side.
+    total = round(int(experts or 1) * float(number) * _SCALE[unit.lower()])
+    return ModelSize(total, exact=False, source="by its name") if total else None

@@ -1,0 +1,162 @@
+"""pydantic's validation errors -> sentences with the key, the choices and a did-you-mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from llmkit.errors import did_you_mean
+from llmkit.recipe.fields import FieldErrors
+
+KeyPath = tuple[str | int, ...]
+
+# Words that people write as a method although they are combinations of sections.
+COMBINATIONS = {
+    "qlora": ("QLoRA is SFT with a LoRA adapter on a 4-bit base", "adapter: {type: lora}\nquantization: {type: nf4}"),
+    "lora": ("LoRA is SFT with an adapter", "adapter: {type: lora}"),
+    "dora": ("DoRA is SFT with a LoRA adapter and `use_dora`", "adapter: {type: lora, use_dora: true}"),
+    "full": ("full fine-tuning is SFT without an adapter", ""),
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: the key path it stands at and a sentence."""
+
+    path: KeyPath
+    message: str
+
+
+def problems_of(error: ValidationError, values: Any, root: type[BaseModel]) -> list[Problem]:
+    """Turn a ValidationError of the model `root`, raised for `values`, into problems in order of the file."""
+    found: list[Problem] = []
+    for item in error.errors():
+        cause = item.get("ctx", {}).get("error")
+        path = _existing(item["loc"], values, keep_last=item["type"] == "missing")
+        if isinstance(cause, FieldErrors):
+            found += [Problem((*path, *keys), f"`{_dotted((*path, *keys))}`: {text}") for keys, text in cause.errors]
+        else:
+            found.append(_problem(dict(item), path, values, root))
+    return [p for p in found if not (_is_echo(p, found))]
+
+
+def _is_echo(problem: Problem, found: list[Problem]) -> bool:
+    """Whether this only counts the items that other problems, further in, have already refused."""
+    inner = (p for p in found if len(p.path) > len(problem.path) and p.path[: len(problem.path)] == problem.path)
+    return "should have at least" in problem.message and any(inner)
+
+
+def _existing(loc: tuple[int | str, ...], values: Any, *, keep_last: bool) -> KeyPath:
+    """Drop the parts of a pydantic location that name union branches and not keys of the document.
+
+    With `keep_last` the last part is a key that the document lacks.
+    """
+    path: list[str | int] = []
+    node = values
+    for depth, part in enumerate(loc):
+        if isinstance(node, dict) and part in node:
+            node = node[part]
+        elif isinstance(node, (list, tuple)) and isinstance(part, int) and part < len(node):
+            node = node[part]
+        elif not (keep_last and depth == len(loc) - 1):
+            continue
+        path.append(part)
+    return tuple(path)
+
+
+def _dotted(path: KeyPath) -> str:
+    return ".".join(map(str, path))
+
+
+def _value_at(path: KeyPath, values: Any) -> Any:
+    for part in path:
+        values = values[part] if isinstance(values, (dict, list)) else None
+    return values
+
+
+def _problem(item: dict[str, Any], path: KeyPath, values: Any, root: type[BaseModel]) -> Problem:
+    kind, name = item["type"], _dotted(path)
+    if kind == "extra_forbidden":
+        choices = _keys_at(root, item["loc"][:-1])
+        close = did_you_mean(str(path[-1]), choices)
+        section = f"`{_dotted(path[:-1])}`" if len(path) > 1 else "a recipe"
+        return Problem(path, f"unknown key {path[-1]!r}{close}; {section} takes {', '.join(choices)}")
+    if kind == "missing":
+        return Problem(path[:-1], f"`{name}` is missing")
+    if kind == "union_tag_invalid":
+        path = path if path[-1:] == ("type",) else (*path, "type")
+        return Problem(path, _unknown_type(_dotted(path[:-1]), str(item["ctx"]["tag"]), item["ctx"]["expected_tags"]))
+    if kind == "literal_error" and path[-1:] == ("type",):
+        return Problem(path, _unknown_type(_dotted(path[:-1]), str(item["input"]), item["ctx"]["expected"]))
+    if kind == "union_tag_not_found":
+        return _no_type(path, item)
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return _no_type(path, item)
+    if kind == "literal_error":
+        choices = [c.strip("'") for c in item["ctx"]["expected"].replace(" or ", ", ").split(", ")]
+        close = did_you_mean(str(item["input"]), choices)
+        return Problem(path, f"`{name}` must be one of {', '.join(choices)}, not {item['input']!r}{close}")
+    text = str(item["ctx"]["error"]) if kind == "value_error" else _first_lower(item["msg"])
+    given = f" (it is {_short(_value_at(path, values))})" if kind != "value_error" else ""
+    return Problem(path, f"`{name}`: {text}{given}")
+
+
+def _unknown_type(section: str, tag: str, expected: str) -> str:
+    choices = [c.strip("' ") for c in expected.replace(" or ", ", ").split(",")]
+    if section == "method" and tag.lower() in COMBINATIONS:
+        return _combination(tag)
+    return f"`{section}.type` must be one of {', '.join(choices)}, not {tag!r}{did_you_mean(tag, choices)}"
+
+
+def _combination(tag: str) -> str:
+    what, lines = COMBINATIONS[tag.lower()]
+    block = "\n".join(f"    {line}" for line in ("method: {type: sft}", *lines.splitlines()))
+    return f"{tag!r} is not a method: {what}. Write\n{block}"
+
+
+def _no_type(path: KeyPath, item: dict[str, Any]) -> Problem:
+    name, value = _dotted(path), item["input"]
+    if isinstance(value, str) and path == ("method",) and value.lower() in COMBINATIONS:
+        return Problem(path, _combination(value))
+    if item["type"] == "union_tag_not_found" and isinstance(value, dict):
+        return Problem(path, f"`{name}` needs a `type`")
+    if isinstance(value, str) and path and path[0] in ("method", "adapter", "quantization", "evaluation", "export"):
+        return Problem(path, f"`{name}` is a section: write `{{type: {value}}}`")
+    return Problem(path, f"`{name}` must be a mapping of keys to values, not {_short(value)}")
+
+
+def _keys_at(root: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """Return the keys of the section at a pydantic location, walking through lists and unions by their tags."""
+    model: Any = root
+    for part in loc:
+        fields = getattr(model, "model_fields", {})
+        if part in fields:
+            model = fields[part].annotation
+        model = _model_in(model, part)
+    return sorted(getattr(model, "model_fields", {}))
+
+
+def _model_in(annotation: Any, tag: int | str) -> Any:
+    """Return the model inside an annotation; the variant named by `tag` if there are several."""
+    models = [m for m in _flatten(annotation) if isinstance(m, type) and issubclass(m, BaseModel)]
+    for model in models:
+        field = model.model_fields.get("type")
+        if field is not None and tag in getattr(field.annotation, "__args__", ()):
+            return model
+    return models[0] if len(models) == 1 else annotation
+
+
+def _flatten(annotation: Any) -> list[Any]:
+    inner = getattr(annotation, "__args__", ())
+    return [annotation] if not inner else [leaf for arg in inner for leaf in _flatten(arg)]
+
+
+def _first_lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

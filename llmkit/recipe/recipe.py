@@ -1,0 +1,188 @@
+"""The sections of a recipe. Nothing here, nor in any variant file, imports torch.
+
+Sections that have kinds (`method`, `adapter`, `quantization`, `evaluation`, `export`) are unions of the Specs found
+in their own rooms (`union_of`), so that a new method or export target is one new file and no change here.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Discriminator, Field, PrivateAttr, Tag, field_validator, model_validator
+
+from llmkit.recipe import fields
+from llmkit.recipe.spec import LibrarySpec, Spec, union_of, variant_names
+
+if TYPE_CHECKING:
+    from llmkit.evaluation.base import Evaluation as AnyEvaluation
+    from llmkit.exports.base import Export as AnyExport
+    from llmkit.methods.base import Method as AnyMethod
+    from llmkit.model.adapters.base import Adapter as AnyAdapter
+    from llmkit.model.quantization.base import Quantization as AnyQuantization
+else:
+    AnyMethod = union_of("llmkit.methods")
+    AnyAdapter = union_of("llmkit.model.adapters")
+    AnyQuantization = union_of("llmkit.model.quantization")
+    AnyEvaluation = union_of("llmkit.evaluation")
+    AnyExport = union_of("llmkit.exports")
+
+
+def _share_or_sources(value: Any) -> str:
+    return "sources" if isinstance(value, (list, tuple)) else "share"
+
+
+# Strict types everywhere, but YAML has lists where the frozen recipe holds tuples.
+Sources = Annotated[tuple["Source", ...], Field(min_length=1, strict=False)]
+HeldOut = Annotated[
+    Annotated[float, Tag("share")] | Annotated[Sources, Tag("sources")], Discriminator(_share_or_sources)
+]
+
+
+class Model(Spec):
+    """The base model and how it is loaded."""
+
+    name: str = Field(min_length=1)
+    """Hub id, local folder, adapter folder to continue from, `.gguf` file, or `package:NAME` (weights in a package)."""
+
+    revision: str | None = None
+    """Commit, tag or branch of a hub model; pin a commit for a run that can be repeated."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Data type of the weights; the planner chooses by hardware when it is not set."""
+
+    attn_implementation: str | None = None
+    """Attention kernel by transformers' name (`sdpa`, `eager`, `flash_attention_2`); the planner's choice if unset."""
+
+    chat_template: str | None = None
+    """Path of a Jinja file that replaces the tokenizer's chat template."""
+
+    eos_token: str | None = None
+    """End token, where the tokenizer's own is not the one that the chat template ends a turn with."""
+
+    trust_remote_code: bool = False
+    """Run Python code that comes with this very model; never on unless set here."""
+
+    allow_pickle: tuple[str, ...] = Field(default=(), strict=False)
+    """Names of pickled weight files (e.g. `pytorch_model.bin`) that may be loaded although unpickling runs code."""
+
+
+class Source(Spec):
+    """One set of rows."""
+
+    path: str = Field(min_length=1)
+    """Local .jsonl, .json, .csv or .parquet file, hub id, `made:NAME` (llmkit generates it), or `package:NAME/FILE`."""
+
+    format: str
+    """How a row is laid out: the name of a file in `llmkit/data/formats/`."""
+
+    split: str | None = None
+    """Split of a hub or made data set; `train` if unset."""
+
+    name: str | None = None
+    """Configuration of a hub data set that has several."""
+
+    revision: str | None = None
+    """Commit, tag or branch of a hub data set."""
+
+    max_rows: int | None = Field(default=None, ge=1)
+    """Use only the first rows."""
+
+    @field_validator("format")
+    @classmethod
+    def _known_format(cls, value: str) -> str:
+        return fields.one_of(value, variant_names("llmkit.data.formats"))
+
+
+class Data(Spec):
+    """What is learnt from, and what is held out."""
+
+    train: Sources
+    """The rows to learn from; several sources are joined."""
+
+    eval: HeldOut | None = None
+    """Held-out rows: a share of the training rows (0.02), or sources of their own."""
+
+    overflow: Literal["drop", "truncate", "error"] = "drop"
+    """What happens to a row of more than `training.max_length` tokens; every one of them is counted in the ledger."""
+
+    @field_validator("eval")
+    @classmethod
+    def _share(cls, value: Any) -> Any:
+        if isinstance(value, float) and not 0 < value < 1:
+            raise ValueError(f"a share of the training rows must lie between 0 and 1, not {value:g}")
+        return value
+
+
+class Training(LibrarySpec):
+    """Fields of TrainingArguments and of the method's TRL config, by their own names."""
+
+    # Checked by `Recipe`, because the method decides which config class it is.
+    reserved: ClassVar[dict[str, str]] = {
+        "output_dir": "the run folder is chosen with `llmkit run RECIPE --out FOLDER`",
+        "resume_from_checkpoint": "use `llmkit run RECIPE --resume`",
+        "model_init_kwargs": "use the `model` section",
+        "trust_remote_code": "use `model.trust_remote_code`",
+        "chat_template_path": "use `model.chat_template`",
+        "eos_token": "use `model.eos_token`",
+        "assistant_only_loss": "llmkit always trains on the assistant's turns of a conversation",
+        "completion_only_loss": "llmkit always trains on the completion of a prompt_completion row",
+        "dataset_text_field": "choose the data source's `format`",
+        "dataset_kwargs": "llmkit prepares the rows itself; choose the data source's `format`",
+        "truncation_mode": "use `data.overflow`",
+        "use_cpu": "use `hardware.device: cpu`",
+        "no_cuda": "use `hardware.device: cpu`",
+        "use_mps_device": "use `hardware.device: mps`",
+        "do_train": "`llmkit run` always trains",
+        "do_eval": "use the `evaluation` section",
+        "do_predict": "use the `evaluation` section",
+        "push_to_hub": "llmkit uploads nothing by itself",
+        "disable_tqdm": "llmkit draws its own progress",
+    }
+
+
+class HardwareChoice(Spec):
+    """Where to run; a recipe that leaves it out runs on the best device found."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """`cuda` and `mps` are errors where there is none; `auto` takes the best device."""
+
+
+class Recipe(Spec):
+    """One run: a base model, data and a method."""
+
+    model: Model
+    data: Data
+    method: AnyMethod
+    adapter: AnyAdapter | None = None
+    quantization: AnyQuantization | None = None
+    training: Training = Training()
+    evaluation: tuple[AnyEvaluation, ...] = Field(default=(), strict=False)
+    export: tuple[AnyExport, ...] = Field(default=(), strict=False)
+    hardware: HardwareChoice = HardwareChoice()
+
+    _folder: Path = PrivateAttr(default_factory=Path.cwd)
+    _written: str = PrivateAttr(default="")
+
+    @property
+    def folder(self) -> Path:
+        """Folder that relative paths start from: the recipe file's, or the current one for a recipe made in Python."""
+        return self._folder
+
+    @property
+    def written(self) -> str:
+        """The recipe as YAML text, as it was written, with `extends` and overrides merged in."""
+        return self._written or json.dumps(self.model_dump(exclude_unset=True), indent=2) + "\n"
+
+    def placed(self, folder: Path, written: str = "") -> Recipe:
+        """Return this recipe with relative paths starting from `folder` and the text it was `written` as."""
+        copy = self.model_copy()
+        copy._folder = folder
+        copy._written = written or self._written
+        return copy
+
+    @model_validator(mode="after")
+    def _training_fields(self) -> Recipe:
+        fields.check(self.method.config, self.training.kwargs(), reserved=Training.reserved, path=("training",))
+        return self

@@ -1,0 +1,46 @@
+"""The recipes that come with llmkit: listed with their first line, copied to start from."""
+
+from __future__ import annotations
+
+import shutil
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmkit.errors import RecipeError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A recipe file; its first line says what it shows, on what hardware, how long, and what to expect."""
+
+    name: str
+    path: Path
+    summary: str
+
+
+def recipes_folder() -> Path:
+    """Return the folder of the shipped recipes: the checkout's, or the installed package's."""
+    checkout = Path(__file__).parents[2] / "recipes"
+    return checkout if checkout.is_dir() else Path(sysconfig.get_path("data")) / "share" / "llmkit" / "recipes"
+
+
+def shipped_recipes() -> list[Shipped]:
+    """Return the shipped recipes by name."""
+    return [
+        Shipped(path.stem, path, path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# "))
+        for path in sorted(recipes_folder().glob("*.yaml"))
+    ]
+
+
+def copy_recipe(name: str, target: Path) -> Path:
+    """Copy the recipe `name` to a file or folder; raises RecipeError if it is unknown or the file exists."""
+    known = {recipe.name: recipe.path for recipe in shipped_recipes()}
+    wanted = name.removesuffix(".yaml")
+    if wanted not in known:
+        raise RecipeError(f"no recipe {name!r}{did_you_mean(wanted, known)}; there are {', '.join(known)}")
+    path = target / known[wanted].name if target.is_dir() else target
+    if path.exists():
+        raise RecipeError(f"{path} exists already, and is not overwritten")
+    shutil.copyfile(known[wanted], path)
+    return path

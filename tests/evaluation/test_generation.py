@@ -1,0 +1,329 @@
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from transformers import GenerationConfig
+
+from llmkit.data.shapes import RowError
+from llmkit.errors import DataError, RecipeError
+from llmkit.evaluation import _generation
+from llmkit.evaluation._generation import answers, generate, prompt_ids, stop_ids
+from llmkit.recipe.spec import variants
+
+TEXTS = ["the capital", "yes", "what is two plus two? it is", "no maybe the capital of France is Paris", "of", "it is"]
+
+
+@pytest.fixture
+def prompts(tokenizer):
+    return [tokenizer(text)["input_ids"] for text in TEXTS]
+
+
+def one_by_one(model, tokenizer, prompts, n):
+    """Greedy decoding by argmax over the whole sequence: no cache, no padding, no transformers generate."""
+    found = []
+    for prompt in prompts:
+        ids = list(prompt)
+        for _ in range(n):
+            with torch.no_grad():
+                token = int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+            if token == tokenizer.eos_token_id:
+                break
+            ids.append(token)
+        found.append(tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True))
+    return found
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 16])
+def test_batched_greedy_equals_argmax_of_each_prompt_alone(model, tokenizer, prompts, batch_size):
+    expected = one_by_one(model, tokenizer, prompts, 12)
+    assert len(set(expected)) == len(expected), "the tiny model must answer differently for the test to mean anything"
+    assert generate(model, tokenizer, prompts, max_new_tokens=12, batch_size=batch_size) == expected
+
+
+def test_order_is_that_of_the_prompts_and_progress_is_told(model, tokenizer, prompts):
+    done = []
+    forward = generate(model, tokenizer, prompts, max_new_tokens=6, batch_size=4, on_done=done.append)
+    backward = generate(model, tokenizer, prompts[::-1], max_new_tokens=6, batch_size=4)
+    assert forward == backward[::-1]
+    assert done == [4, 6]
+
+
+def test_no_prompts_no_answers_and_an_empty_prompt_is_refused(model, tokenizer):
+    assert generate(model, tokenizer, [], max_new_tokens=3, batch_size=2) == []
+    with pytest.raises(ValueError, match="at least one token"):
+        generate(model, tokenizer, [[5], []], max_new_tokens=3, batch_size=2)
+
+
+def test_modes_flags_tokenizer_and_random_state_are_put_back(model, tokenizer, prompts):
+    model.train()
+    model.model.layers[1].eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    state = torch.get_rng_state()
+    own = model.generation_config
+    generate(model, tokenizer, prompts, max_new_tokens=3, batch_size=4, temperature=1.0)
+    assert {name: module.training for name, module in model.named_modules()} == before
+    assert before["model.layers.0"]
+    assert not before["model.layers.1.mlp"]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert tokenizer.padding_side == "right"
+    assert model.generation_config is own
+
+
+def test_modes_are_put_back_after_an_error(model, tokenizer, prompts, monkeypatch):
+    model.train()
+    own = model.generation_config
+
+    def fail(**_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(model, "generate", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        generate(model, tokenizer, prompts, max_new_tokens=3, batch_size=4)
+    assert model.training
+    assert model.generation_config is own
+
+
+def test_caches_although_config_and_checkpointing_say_otherwise(model, tokenizer, prompts):
+    expected = generate(model, tokenizer, prompts, max_new_tokens=6, batch_size=6)
+    model.config.use_cache = False
+    model.activation_checkpointing_enable()
+    model.enable_input_require_grads()
+    model.train()
+    widths = []
+    model.model.register_forward_pre_hook(lambda _, __, k: widths.append(k["input_ids"].shape[1]), with_kwargs=True)
+    assert generate(model, tokenizer, prompts, max_new_tokens=6, batch_size=6) == expected
+    assert widths == [max(map(len, prompts)), 1, 1, 1, 1, 1]
+    assert model.is_activation_checkpointing
+    assert model.config.use_cache is False
+
+
+def test_training_works_after_generation(model, tokenizer, prompts):
+    model.train()
+    generate(model, tokenizer, prompts, max_new_tokens=3, batch_size=4)
+    ids = torch.tensor([prompts[2]])
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_the_models_own_settings_do_not_leak_in(model, tokenizer, prompts):
+    expected = generate(model, tokenizer, prompts, max_new_tokens=8, batch_size=4)
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=5.0, repetition_penalty=9.0, no_repeat_ngram_size=1, max_length=4, top_k=3
+    )
+    assert generate(model, tokenizer, prompts, max_new_tokens=8, batch_size=4) == expected
+    lora = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+    assert generate(lora, tokenizer, prompts, max_new_tokens=8, batch_size=4) == expected
+    assert lora.generation_config.repetition_penalty == 9.0
+    assert lora.get_base_model().generation_config.repetition_penalty == 9.0
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_nothing_is_warned_of(model, tokenizer, prompts, temperature):
+    records = []
+    handler = logging.Handler()
+    handler.emit = records.append
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            generate(model, tokenizer, prompts, max_new_tokens=2, batch_size=4, temperature=temperature)
+    finally:
+        logger.removeHandler(handler)
+    assert [record.getMessage() for record in records] == []
+
+
+def test_the_tokenizers_end_token_stops_the_answer(model, tokenizer):
+    prompt = tokenizer("it is")["input_ids"]
+    with torch.no_grad():
+        tokens = model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False, pad_token_id=0)
+    tokens = tokens[0, len(prompt) :].tolist()
+    third = next(i for i, token in enumerate(tokens) if i >= 2 and token not in tokens[:i])
+    # From here on the model says the end token where it said tokens[third].
+    with torch.no_grad():
+        weight = model.lm_head.weight
+        weight[[tokenizer.eos_token_id, tokens[third]]] = weight[[tokens[third], tokenizer.eos_token_id]]
+    long = tokenizer("the capital of France is")["input_ids"]
+    both = generate(model, tokenizer, [prompt, long], max_new_tokens=8, batch_size=2)
+    assert both[0] == tokenizer.decode(tokens[:third])
+    assert both == one_by_one(model, tokenizer, [prompt, long], 8)
+
+
+def test_the_models_end_tokens_stop_the_answer_too_and_padding_is_not_decoded(model, tokenizer):
+    prompt = tokenizer("it is")["input_ids"]
+    with torch.no_grad():
+        tokens = model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False, pad_token_id=0)
+    tokens = tokens[0, len(prompt) :].tolist()
+    model.generation_config.eos_token_id = [tokens[2], 4]
+    tokenizer.pad_token = None
+    assert stop_ids(model, tokenizer) == {tokenizer.eos_token_id, tokens[2], 4}
+    first = tokens.index(tokens[2])
+    answer, _ = generate(model, tokenizer, [prompt, [9, 8, 7]], max_new_tokens=8, batch_size=2)
+    assert answer == tokenizer.decode(tokens[:first])
+
+
+def test_sampling_repeats_with_its_seed_only_and_is_from_the_whole_distribution(model, tokenizer, prompts):
+    def sample(seed, temperature=1.0):
+        return generate(model, tokenizer, prompts, max_new_tokens=8, batch_size=4, temperature=temperature, seed=seed)
+
+    torch.manual_seed(0)
+    first = sample(1)
+    torch.manual_seed(99)
+    assert sample(1) == first
+    assert sample(2) != first
+    assert sample(1, temperature=1e-4) == generate(model, tokenizer, prompts, max_new_tokens=8, batch_size=4)
+    config = _generation._settings(4, 1.0, stop={2}, pad=0)
+    assert (config.top_k, config.top_p, config.do_sample) == (0, 1.0, True)
+
+
+def test_lora_answers_like_its_merged_model(model, tokenizer, prompts):
+    plain = generate(model, tokenizer, prompts, max_new_tokens=8, batch_size=4)
+    torch.manual_seed(1)
+    lora = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)).train()
+    tuned = generate(lora, tokenizer, prompts, max_new_tokens=8, batch_size=4)
+    assert lora.training
+    with lora.disable_adapter():
+        assert generate(lora, tokenizer, prompts, max_new_tokens=8, batch_size=4) == plain
+    merged = lora.merge_and_unload()
+    assert tuned == generate(merged, tokenizer, prompts, max_new_tokens=8, batch_size=4)
+    assert tuned != plain
+
+
+@pytest.mark.filterwarnings("ignore:Position ids are not supported")
+@pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
+def test_prompt_learning_answers_alike_in_any_batch(model, tokenizer, prompts, kind):
+    torch.manual_seed(1)
+    tuned = get_peft_model(model, kind(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    done = []
+    one = generate(tuned, tokenizer, prompts, max_new_tokens=6, batch_size=1)
+    assert generate(tuned, tokenizer, prompts, max_new_tokens=6, batch_size=4, on_done=done.append) == one
+    assert done[-1] == len(prompts)
+    twice = generate(tuned, tokenizer, prompts * 2, max_new_tokens=6, batch_size=4)
+    assert twice == one * 2
+
+
+def test_batches_are_longest_first_and_of_one_length_where_asked():
+    lengths = [3, 7, 3, 5, 3, 7]
+    assert _generation._batches(lengths, 4, equal=False) == [[1, 5, 3, 0], [2, 4]]
+    assert _generation._batches(lengths, 2, equal=True) == [[1, 5], [3], [0, 2], [4]]
+    assert _generation._batches([], 2, equal=True) == []
+
+
+def test_prompt_of_a_conversation(tokenizer):
+    messages = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "one?"},
+        {"role": "assistant", "content": "1"},
+        {"role": "user", "content": "two?"},
+        {"role": "assistant", "content": "2"},
+    ]
+    ids, text, reference = prompt_ids(tokenizer, {"messages": messages})
+    assert tokenizer.decode(ids) == (
+        "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\none?<|im_end|>\n"
+        "<|im_start|>assistant\n1<|im_end|>\n<|im_start|>user\ntwo?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert all(type(i) is int for i in ids)
+    assert (text, reference) == ("two?", "2")
+    assert prompt_ids(tokenizer, {"messages": messages[:2]})[1:] == ("one?", None)
+
+
+USER = [{"role": "user", "content": "yes?"}]
+
+
+@pytest.mark.parametrize(
+    ("example", "reference"),
+    [
+        ({"prompt": "yes?", "completion": " no"}, " no"),
+        ({"prompt": "yes?", "answer": 0, "completion": "x"}, "0"),
+        ({"prompt": "yes?"}, None),
+        ({"prompt": "yes?", "completion": ""}, None),
+        ({"prompt": "yes?", "completion": "bad", "label": False}, None),
+        ({"prompt": "yes?", "completion": "good", "label": True}, "good"),
+        ({"prompt": USER, "answer": "no"}, "no"),
+        ({"prompt": USER, "chosen": [{"role": "assistant", "content": "no"}], "rejected": []}, "no"),
+    ],
+)
+def test_prompt_of_other_shapes(tokenizer, example, reference):
+    ids, text, found = prompt_ids(tokenizer, example)
+    plain = (
+        "yes?" if isinstance(example["prompt"], str) else "<|im_start|>user\nyes?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert tokenizer.decode(ids) == plain
+    assert (text, found) == ("yes?", reference)
+
+
+def test_rows_without_a_prompt_are_refused(tokenizer):
+    with pytest.raises(RecipeError, match="`rouge` needs prompts to answer, and rows with only `text`") as caught:
+        prompt_ids(tokenizer, {"text": "once upon"}, evaluation="rouge")
+    assert "perplexity" in str(caught.value)
+    for example in ({"prompt": ""}, {"prompt": []}, {"messages": []}, {"messages": [{"role": "assistant"}]}):
+        with pytest.raises(RowError):
+            prompt_ids(tokenizer, example)
+    tokenizer.chat_template = None
+    with pytest.raises(RecipeError, match="no chat template"):
+        prompt_ids(tokenizer, {"prompt": USER})
+
+
+def test_answers_are_generated_once_for_each_setting(subject, monkeypatch):
+    calls = []
+
+    def fake(_model, _tokenizer, prompts, **settings):
+        calls.append(len(prompts))
+        return [f"answer {len(calls)}.{i}" for i in range(len(prompts))]
+
+    monkeypatch.setattr(_generation, "generate", fake)
+    person = subject([{"prompt": f"{i}?", "completion": str(i)} for i in range(3)])
+    first = answers(person, max_new_tokens=4, limit=None, batch_size=2)
+    assert [(s.where, s.prompt, s.reference, s.answer) for s in first] == [
+        ("eval.jsonl:1", "0?", "0", "answer 1.0"),
+        ("eval.jsonl:2", "1?", "1", "answer 1.1"),
+        ("eval.jsonl:3", "2?", "2", "answer 1.2"),
+    ]
+    assert answers(person, max_new_tokens=4, limit=9, batch_size=16, seed=5, evaluation="bleu") is first
+    assert calls == [3]
+    assert len(answers(person, max_new_tokens=4, limit=2, batch_size=2)) == 2
+    answers(person, max_new_tokens=5, limit=None, batch_size=2)
+    answers(person, max_new_tokens=4, limit=None, batch_size=2, temperature=1.0, seed=1)
+    answers(person, max_new_tokens=4, limit=None, batch_size=2, temperature=1.0, seed=2)
+    assert calls == [3, 2, 3, 3, 3]
+
+
+def test_rows_are_named_in_errors_before_anything_is_generated(subject, monkeypatch):
+    monkeypatch.setattr(_generation, "generate", lambda *_, **__: pytest.fail("generated"))
+    settings = {"max_new_tokens": 4, "limit": None, "batch_size": 2}
+    with pytest.raises(DataError, match="eval.jsonl:2: the prompt is empty"):
+        answers(subject([{"prompt": "a"}, {"prompt": ""}]), **settings)
+    with pytest.raises(DataError, match="eval.jsonl:2: the row has no reference answer, which evaluation `f1`"):
+        answers(
+            subject([{"prompt": "a", "answer": "b"}, {"prompt": "a"}]),
+            **settings,
+            evaluation="f1",
+            need_references=True,
+        )
+    with pytest.raises(DataError, match="no held-out rows"):
+        answers(subject([]), **settings)
+
+
+def test_answers_already_given_without_references_are_refused_too(subject):
+    person = subject([{"prompt": "a"}])
+    settings = {"max_new_tokens": 2, "limit": None, "batch_size": 2}
+    assert answers(person, **settings)[0].reference is None
+    with pytest.raises(DataError, match="eval.jsonl:1: the row has no reference"):
+        answers(person, **settings, need_references=True)
+
+
+def test_every_variant_is_found_and_none_needs_torch_to_import():
+    names = {"accuracy", "bleu", "exact_match", "f1", "generate", "metric", "perplexity", "rouge"}
+    assert names <= set(variants("llmkit.evaluation"))
+    code = (
+        "import sys; from llmkit.recipe.spec import variants; variants('llmkit.evaluation');"
+        "print({'torch', 'transformers', 'evaluate', 'sacrebleu', 'rouge_score'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
