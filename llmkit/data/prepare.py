@@ -37,7 +37,7 @@ def check_data(recipe: Recipe) -> Shape:
     if shape not in recipe.method.accepts:
         wanted = ", ".join(sorted(recipe.method.accepts))
         raise RecipeError(
-            f"method {recipe.method.type!r} learns from {wanted} rows, but format "  # type: ignore[attr-defined]
+            f"method {recipe.method.type!r} learns from {wanted} rows, but format "
             f"{sources[0].format!r} gives {shape} rows"
         )
     return shape

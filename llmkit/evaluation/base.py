@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from llmkit.data.splits import Row
-from llmkit.recipe.spec import Spec
+from llmkit.recipe.spec import Variant
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -42,7 +42,7 @@ class Subject:
     answers: dict[tuple[object, ...], tuple[Sample, ...]] = field(default_factory=dict)
 
 
-class Evaluation(Spec):
+class Evaluation(Variant):
     """Base of the evaluations; the file name is the `type`."""
 
     def requires_rows(self) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from llmkit.data.splits import Splits
 from llmkit.planning.planner import Plan
-from llmkit.recipe.spec import Spec
+from llmkit.recipe.spec import Variant
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,7 +38,7 @@ class Exported:
     checks: dict[str, float]
 
 
-class Export(Spec):
+class Export(Variant):
     """Base of the exports; the file name is the `type`."""
 
     needs_adapter: ClassVar[bool] = False

@@ -77,8 +77,7 @@ def merge(trained: Trained) -> PreTrainedModel:
     base = load_base(trained.recipe, dtype="float32")
     if trained.recipe.quantization is not None:
         _take_dequantized(base, trained.model)
-    merged = PeftModel.from_pretrained(base, trained.folder).merge_and_unload(safe_merge=True)
-    return merged  # type: ignore[no-any-return]
+    return PeftModel.from_pretrained(base, trained.folder).merge_and_unload(safe_merge=True)
 
 
 def _take_dequantized(base: PreTrainedModel, trained: PreTrainedModel) -> None:
@@ -88,8 +87,10 @@ def _take_dequantized(base: PreTrainedModel, trained: PreTrainedModel) -> None:
 
     weights = dict(base.named_parameters())
     for name, module in trained.named_modules():
-        if not name.endswith(".base_layer") or not hasattr(getattr(module, "weight", None), "quant_type") and (
-            not hasattr(getattr(module, "weight", None), "SCB")
+        if (
+            not name.endswith(".base_layer")
+            or not hasattr(getattr(module, "weight", None), "quant_type")
+            and (not hasattr(getattr(module, "weight", None), "SCB"))
         ):
             continue
         key = name.removeprefix("base_model.model.").removesuffix(".base_layer") + ".weight"
@@ -102,7 +103,7 @@ def reload(folder: Path) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)  # type: ignore[no-any-return]
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
 def logits_of(model: PreTrainedModel, rows: tuple[Row, ...]) -> list[torch.Tensor]:

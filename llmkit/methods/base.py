@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from llmkit.data.shapes import Shape
 from llmkit.data.splits import Row, Splits
 from llmkit.planning.planner import Plan
-from llmkit.recipe.spec import Spec
+from llmkit.recipe.spec import Variant
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -41,7 +41,6 @@ class Job:
             "output_dir": str(self.output_dir),
         }
 
-
     @staticmethod
     def token_dataset(rows: Sequence[Row]) -> Dataset:
         """Return `rows` as a dataset with the columns `input_ids` and `labels`, in their order."""
@@ -50,7 +49,7 @@ class Job:
         return Dataset.from_dict({"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows]})
 
 
-class Method(Spec):
+class Method(Variant):
     """Base of the methods; the file name is the `type`."""
 
     accepts: ClassVar[frozenset[Shape]]
@@ -62,3 +61,17 @@ class Method(Spec):
     def build_trainer(self, job: Job) -> Trainer:
         """Build the TRL trainer for `job`; the only call of a run that depends on the method."""
         raise NotImplementedError
+
+
+def keep_adapter_precision(trainer: Trainer, job: Job) -> None:
+    """Undo TRL's cast of an adapter on a quantized base to bfloat16 where the plan computes in another data type.
+
+    bfloat16 is emulated on CPUs without it, and float16's gradient scaler refuses it. (TRL 1.16, SFTTrainer.__init__)
+    """
+    import torch
+
+    if job.recipe.quantization is None or job.plan.get("model.dtype", job.recipe.model.dtype) == "bfloat16":
+        return
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad and parameter.dtype == torch.bfloat16:
+            parameter.data = parameter.data.to(torch.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from llmkit.data.shapes import Shape
-from llmkit.methods.base import Job, Method
+from llmkit.methods.base import Job, Method, keep_adapter_precision
 
 if TYPE_CHECKING:
     from trl import SFTTrainer
@@ -25,11 +25,13 @@ class Sft(Method):
 
         Evaluation rows are given to the trainer only where the recipe asks for evaluation while training.
         """
-        from trl import SFTConfig, SFTTrainer
+        from trl import SFTConfig
+
+        from llmkit.methods._trained_tokens import TrainedTokensTrainer
 
         args = SFTConfig(**job.training_kwargs())
         evaluates = str(args.eval_strategy.value) != "no"
-        return SFTTrainer(
+        trainer = TrainedTokensTrainer(
             model=job.model,
             args=args,
             processing_class=job.tokenizer,
@@ -38,3 +40,5 @@ class Sft(Method):
             peft_config=job.recipe.adapter.build(job.plan) if job.recipe.adapter and not job.adapted else None,
             callbacks=list(job.callbacks),
         )
+        keep_adapter_precision(trainer, job)
+        return trainer

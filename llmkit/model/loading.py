@@ -68,7 +68,7 @@ def load_model(recipe: Recipe, plan: Plan, tokenizer: PreTrainedTokenizerBase) -
     if source.adapter:
         from peft import PeftModel
 
-        return PeftModel.from_pretrained(model, source.adapter, is_trainable=True)  # type: ignore[return-value]
+        return PeftModel.from_pretrained(model, source.adapter, is_trainable=True)
     return model
 
 
@@ -100,14 +100,14 @@ def load_base(
             **options,
         )
     keep_4bit_weights_in_place(model)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def on_device(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
     """Move a model to the planned device; quantized weights are there already and can't be moved."""
     if getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None) is not None:
         return model
-    return model.to(str(plan["hardware.device"]))  # type: ignore[arg-type,return-value]
+    return model.to(str(plan["hardware.device"]))
 
 
 def keep_4bit_weights_in_place(model: PreTrainedModel) -> None:
@@ -118,7 +118,7 @@ def keep_4bit_weights_in_place(model: PreTrainedModel) -> None:
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+            module.support_avx512bf16_for_cpu = False
 
 
 def quiet_bitsandbytes() -> None:
@@ -219,7 +219,9 @@ def _explained(model: Model) -> Iterator[None]:
     except OSError as error:
         from huggingface_hub import constants
 
-        offline = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else "the hub did not answer or has no such model"
+        offline = (
+            "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else "the hub did not answer or has no such model"
+        )
         revision = f" at revision {model.revision!r}" if model.revision else ""
         raise SetupError(
             f"`model.name`: {model.name!r}{revision} is not in the local cache, and {offline}",

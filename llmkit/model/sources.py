@@ -76,7 +76,9 @@ def _in_folder(path: Path, model: Model) -> ModelSource:
     if (path / "adapter_config.json").is_file():
         return _base_of_adapter(path, model)
     if not (path / "config.json").is_file():
-        raise SetupError(f"`model.name`: {path} has no config.json, so it is not a model folder", remedy=_runs_hint(path))
+        raise SetupError(
+            f"`model.name`: {path} has no config.json, so it is not a model folder", remedy=_runs_hint(path)
+        )
     if not any((path / name).is_file() for name in TOKENIZER_FILES):
         raise SetupError(
             f"`model.name`: {path} has no tokenizer ({', '.join(TOKENIZER_FILES[:3])})",
@@ -99,9 +101,10 @@ def _refuse_pickle(path: Path, model: Model) -> None:
     pickled = sorted(p.name for p in path.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
     refused = [name for name in pickled if name not in model.allow_pickle]
     if refused:
+        names = ", ".join(refused)
         raise SetupError(
-            f"`model.name`: {path} has only pickled weights ({', '.join(refused)}), and loading those can run code",
-            remedy=f"Use a safetensors copy, or, if you trust the file: model: {{allow_pickle: [{', '.join(refused)}]}}",
+            f"`model.name`: {path} has only pickled weights ({names}), and loading those can run code",
+            remedy=f"Use a safetensors copy, or, if you trust the file: model: {{allow_pickle: [{names}]}}",
         )
     if not pickled:
         raise SetupError(f"`model.name`: {path} has no weights (*.safetensors)")

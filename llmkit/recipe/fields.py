@@ -53,7 +53,7 @@ _JSON_SCHEMA = {"bool": "boolean", "int": "integer", "float": "number", "str": "
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
-class FieldErrors(ValueError):
+class FieldsError(ValueError):
     """All that is wrong with one section: pairs of path and message."""
 
     def __init__(self, errors: list[tuple[tuple[str, ...], str]]) -> None:
@@ -113,7 +113,7 @@ def check(
     reserved: Mapping[str, str] = _NOTHING,
     path: tuple[str, ...] = (),
 ) -> None:
-    """Check the values of a config class's fields; raise FieldErrors with all that is wrong.
+    """Check the values of a config class's fields; raise FieldsError with all that is wrong.
 
     `own` are the section's keys beside the fields; `reserved` are the fields that llmkit sets, each with the sentence
     that says what to write instead. ValueError if the table has no such class.
@@ -131,7 +131,7 @@ def check(
         if message:
             errors.append(((*path, str(key)), message))
     if errors:
-        raise FieldErrors(errors)
+        raise FieldsError(errors)
 
 
 def _hint(config: str, key: str, candidates: set[str]) -> str:

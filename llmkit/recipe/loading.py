@@ -194,8 +194,10 @@ def _merge(
             here = (*path, key)
             old = into.get(key)
             # Another variant's keys mean nothing to this one: `adapter: {type: x}` replaces the section.
-            same_type = isinstance(old, dict) and isinstance(value, dict) and value.get("type", old.get("type")) == (
-                old.get("type")
+            same_type = (
+                isinstance(old, dict)
+                and isinstance(value, dict)
+                and value.get("type", old.get("type")) == (old.get("type"))
             )
             if same_type and old is not None:
                 merge(old, value, here)
@@ -241,7 +243,9 @@ def _assign(values: dict[str, Any], parts: KeyPath, value: Any, origin: str) -> 
         place = ".".join(map(str, parts[:depth]))
         if isinstance(node, list):
             if not isinstance(part, int) or part > len(node) or (part == len(node) and not last):
-                raise RecipeError(f"`{place}` is a list of {len(node)}; {part!r} is not one of its places", where=origin)
+                raise RecipeError(
+                    f"`{place}` is a list of {len(node)}; {part!r} is not one of its places", where=origin
+                )
             if last and part == len(node):
                 node.append(value)
                 return

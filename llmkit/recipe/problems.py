@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from llmkit.errors import did_you_mean
-from llmkit.recipe.fields import FieldErrors
+from llmkit.recipe.fields import FieldsError
 
 KeyPath = tuple[str | int, ...]
 
@@ -35,7 +35,7 @@ def problems_of(error: ValidationError, values: Any, root: type[BaseModel]) -> l
     for item in error.errors():
         cause = item.get("ctx", {}).get("error")
         path = _existing(item["loc"], values, keep_last=item["type"] == "missing")
-        if isinstance(cause, FieldErrors):
+        if isinstance(cause, FieldsError):
             found += [Problem((*path, *keys), f"`{_dotted((*path, *keys))}`: {text}") for keys, text in cause.errors]
         else:
             found.append(_problem(dict(item), path, values, root))
@@ -56,14 +56,18 @@ def _existing(loc: tuple[int | str, ...], values: Any, *, keep_last: bool) -> Ke
     path: list[str | int] = []
     node = values
     for depth, part in enumerate(loc):
-        if isinstance(node, dict) and part in node:
-            node = node[part]
-        elif isinstance(node, (list, tuple)) and isinstance(part, int) and part < len(node):
+        if _has(node, part):
             node = node[part]
         elif not (keep_last and depth == len(loc) - 1):
             continue
         path.append(part)
     return tuple(path)
+
+
+def _has(node: Any, part: int | str) -> bool:
+    if isinstance(node, dict):
+        return part in node
+    return isinstance(node, (list, tuple)) and isinstance(part, int) and part < len(node)
 
 
 def _dotted(path: KeyPath) -> str:
@@ -72,7 +76,7 @@ def _dotted(path: KeyPath) -> str:
 
 def _value_at(path: KeyPath, values: Any) -> Any:
     for part in path:
-        values = values[part] if isinstance(values, (dict, list)) else None
+        values = values[part] if _has(values, part) else None
     return values
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from llmkit.recipe import fields
 from llmkit.recipe.recipe import Recipe, Training
@@ -33,4 +33,4 @@ def _fill_training(section: dict[str, Any]) -> None:
     """Offer the fields of every method's config; which of them a recipe may set is checked with its method."""
     section["properties"] = {}
     for method in variants("llmkit.methods").values():
-        _fill(section, method.config, Training.reserved)  # type: ignore[attr-defined]
+        _fill(section, cast(Any, method).config, Training.reserved)

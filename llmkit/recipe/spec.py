@@ -18,6 +18,13 @@ class Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
 
+class Variant(Spec):
+    """A section that comes in kinds; each kind is a file that declares `type: Literal["FILE"]`."""
+
+    type: str
+    """The name of this variant."""
+
+
 class LibrarySpec(Spec):
     """A section whose keys are those of one of the libraries' own config classes, checked against the field table.
 

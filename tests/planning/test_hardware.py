@@ -73,7 +73,8 @@ def test_probe_refuses_other_names() -> None:
 
 
 def test_no_torch_until_probe() -> None:
-    code = "import sys, llmkit.planning.hardware, llmkit.planning.size, llmkit.planning.planner; sys.exit('torch' in sys.modules)"
+    rooms = "llmkit.planning.hardware, llmkit.planning.size, llmkit.planning.planner"
+    code = f"import sys, {rooms}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

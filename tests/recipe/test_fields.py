@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from llmkit.recipe import fields
-from llmkit.recipe.fields import FieldErrors, check, describe, json_schema, one_of
+from llmkit.recipe.fields import FieldsError, check, describe, json_schema, one_of
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINERS = ("SFTConfig", "DPOConfig", "KTOConfig", "RewardConfig", "GRPOConfig", "RLOOConfig")
 
 
 def message(config: str, values: dict[str, Any], **options: Any) -> str:
-    with pytest.raises(FieldErrors) as caught:
+    with pytest.raises(FieldsError) as caught:
         check(config, values, **options)
     assert len(caught.value.errors) == 1
     return caught.value.errors[0][1]
@@ -105,7 +105,7 @@ def test_reserved_fields_say_what_to_do() -> None:
 
 
 def test_all_problems_are_collected_with_their_paths() -> None:
-    with pytest.raises(FieldErrors) as caught:
+    with pytest.raises(FieldsError) as caught:
         check("SFTConfig", {"seed": "x", "packing": True, "nope": 1}, path=("training",))
     assert [path for path, _ in caught.value.errors] == [("training", "seed"), ("training", "nope")]
     assert str(caught.value) == "\n".join(text for _, text in caught.value.errors)
@@ -178,7 +178,8 @@ def test_hints_and_reserved_keys_name_what_exists() -> None:
 
 def test_the_table_is_what_the_installed_libraries_give() -> None:
     spec = importlib.util.spec_from_file_location("field_table", ROOT / "scripts" / "field_table.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     assert script.TABLE.read_text(encoding="utf-8") == script.text(), "run `python scripts/field_table.py`"

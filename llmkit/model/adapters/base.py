@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmkit.planning.planner import Plan
-from llmkit.recipe.spec import LibrarySpec
+from llmkit.recipe.spec import LibrarySpec, Variant
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
 
-class Adapter(LibrarySpec):
+class Adapter(Variant, LibrarySpec):
     """Base of the adapters; keys are those of the PEFT config named by `table`."""
 
     def build(self, plan: Plan) -> PeftConfig:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from llmkit.planning.planner import Plan
-from llmkit.recipe.spec import LibrarySpec
+from llmkit.recipe.spec import LibrarySpec, Variant
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
 
 
-class Quantization(LibrarySpec):
+class Quantization(Variant, LibrarySpec):
     """Base of the quantizations; keys are those of BitsAndBytesConfig."""
 
     table: ClassVar[str] = "BitsAndBytesConfig"
