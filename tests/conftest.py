@@ -132,6 +132,7 @@ method: {{type: sft}}
 training:
   max_steps: 3
   per_device_train_batch_size: 4
+  gradient_accumulation_steps: 1
   learning_rate: 1.0e-2
   report_to: none
 hardware: {{device: cpu}}

@@ -74,7 +74,9 @@ def _devices() -> list[Finding]:
             )
         )
     threads = os.environ.get("OMP_NUM_THREADS")
-    if threads is not None and int(threads) < hardware.cpu_cores:
+    # OpenMP also takes a list, one number per nesting level: the first counts.
+    first = (threads or "").partition(",")[0].strip()
+    if first.isdecimal() and int(first) < hardware.cpu_cores:
         what = f"OMP_NUM_THREADS={threads} on {hardware.cpu_cores} cores"
         found.append(Finding("note", "threads", what, "unset OMP_NUM_THREADS"))
     return found
@@ -97,6 +99,8 @@ def _trackers() -> list[Finding]:
 
 
 def _hub() -> Finding:
+    if importlib.util.find_spec("huggingface_hub") is None:
+        return Finding("bad", "hub", "huggingface-hub is not installed", "pip install huggingface-hub")
     from huggingface_hub import constants
 
     if constants.is_offline_mode():

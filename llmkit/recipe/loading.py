@@ -6,17 +6,20 @@ import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.scalarbool import ScalarBoolean
 
 from llmkit.errors import RecipeError, did_you_mean
-from llmkit.recipe.problems import Problem, problems_of
-from llmkit.recipe.recipe import Recipe
+from llmkit.recipe import fields
+from llmkit.recipe.problems import Problem, field_problems, problems_of
+from llmkit.recipe.recipe import Recipe, Training
+from llmkit.recipe.spec import variants
 
 KeyPath = tuple[str | int, ...]
 
@@ -64,7 +67,8 @@ def build_recipe(document: Document) -> Recipe:
     try:
         recipe = Recipe.model_validate(document.values)
     except ValidationError as error:
-        raise _refusal(document, problems_of(error, document.values, Recipe)) from error
+        problems = problems_of(error, document.values, Recipe)
+        raise _refusal(document, problems + _skipped_training_problems(document.values, problems)) from error
     return recipe.placed(document.folder.resolve(), document.text())
 
 
@@ -72,10 +76,25 @@ def read_document(path: Path, overrides: Iterable[str] = ()) -> Document:
     """Read a recipe file with its `extends` chain and apply `overrides`; raises RecipeError."""
     values, origins = _read_chain(path, ())
     changes = list(overrides)
-    extends = any(not origin.startswith(f"{path}:") for origin in origins.values())
+    merged = bool(changes) or ("extends",) in origins
     for override in changes:
         _apply_override(values, origins, override)
-    return Document(path, values, origins, None if changes or extends else _read_text(path))
+    return Document(path, values, origins, None if merged else _read_text(path))
+
+
+def _skipped_training_problems(values: dict[str, Any], found: list[Problem]) -> list[Problem]:
+    """Check the training fields where pydantic does not get to them, because another section is refused already."""
+    method, training = values.get("method"), values.get("training")
+    known = variants("llmkit.methods")
+    if not isinstance(method, dict) or not isinstance(training, dict) or method.get("type") not in known:
+        return []
+    if any(problem.path[:1] == ("training",) for problem in found):
+        return []
+    try:
+        fields.check(cast(Any, known[method["type"]]).config, training, reserved=Training.reserved, path=("training",))
+    except fields.FieldsError as error:
+        return field_problems(error)
+    return []
 
 
 def _refusal(document: Document, problems: list[Problem]) -> RecipeError:
@@ -95,9 +114,9 @@ def _read_chain(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dic
     if parent is not None:
         if not isinstance(parent, str):
             raise RecipeError("`extends` takes one path of a recipe file", where=f"{path}:{_line(node, 'extends')}")
-        base = (path.parent / parent).expanduser()
+        base = path.parent / Path(parent).expanduser()
         if not base.is_file():
-            raise RecipeError(f"no such recipe: {base}", where=f"{path}:{_line(node, 'extends')}")
+            raise RecipeError(f"no such recipe: {base}{_near(base)}", where=f"{path}:{_line(node, 'extends')}")
         values, origins = _read_chain(base, (*seen, resolved))
     own, own_origins = _plain(node, str(path))
     own.pop("extends", None)
@@ -108,14 +127,14 @@ def _read_chain(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dic
 def _parse(path: Path) -> CommentedMap:
     text = _read_text(path)
     try:
-        node = YAML(typ="rt").load(text)
+        node = _load(text)
     except DuplicateKeyError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         key = (error.problem or "").split('"')[1] if '"' in (error.problem or "") else "?"
         raise RecipeError(f"key {key!r} stands twice in the same section", where=f"{path}:{line}") from error
     except MarkedYAMLError as error:
         raise _syntax_error(path, text, error) from error
-    except (YAMLError, ValueError) as error:
+    except YAMLError as error:
         raise RecipeError(f"not valid YAML: {error}", where=str(path)) from error
     if node is None:
         raise RecipeError("the file is empty", where=str(path), remedy="`llmkit recipes` lists recipes to start from.")
@@ -124,24 +143,41 @@ def _parse(path: Path) -> CommentedMap:
     return node
 
 
+def _load(text: str) -> Any:
+    """Return ruamel's round-trip nodes of a YAML text; raises YAMLError whatever is wrong with it."""
+    try:
+        return YAML(typ="rt").load(text)
+    except (ValueError, KeyError) as error:  # a value that its tag or its form promises and is not: 2020-13-45
+        raise YAMLError(str(error)) from error
+    except RecursionError:
+        raise YAMLError("nested too deeply") from None
+
+
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        near = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        hint = did_you_mean(path.name, near)
-        raise RecipeError(f"no such recipe: {path}{hint}", remedy="`llmkit recipes` lists the shipped ones.") from None
+        remedy = "`llmkit recipes` lists the shipped ones."
+        raise RecipeError(f"no such recipe: {path}{_near(path)}", remedy=remedy) from None
     except IsADirectoryError:
         raise RecipeError(f"{path} is a folder, not a recipe file") from None
-    except (UnicodeDecodeError, PermissionError) as error:
-        raise RecipeError(f"can't be read: {error}", where=str(path)) from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise RecipeError("not UTF-8", where=f"{path}:{line}", remedy="Save the file as UTF-8.") from error
+    except OSError as error:
+        raise RecipeError(f"can't be read: {error.strerror}", where=str(path)) from error
+
+
+def _near(path: Path) -> str:
+    names = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+    return did_you_mean(path.name, names)
 
 
 def _syntax_error(path: Path, text: str, error: MarkedYAMLError) -> RecipeError:
     mark = error.problem_mark or error.context_mark
     line = mark.line + 1 if mark else 1
-    lines = text.splitlines()
-    if mark and line <= len(lines) and "\t" in lines[line - 1]:
+    marked = text.split("\n")[line - 1 : line]
+    if any("\t" in one[: len(one) - len(one.lstrip())] for one in marked):
         return RecipeError("YAML does not allow tabs here; indent with spaces", where=f"{path}:{line}")
     return RecipeError(f"not valid YAML: {error.problem or error.context}", where=f"{path}:{line}")
 
@@ -177,7 +213,9 @@ def _plain(node: Any, file: str, path: KeyPath = ()) -> tuple[Any, dict[KeyPath,
 
 
 def _scalar(value: Any) -> Any:
-    # ruamel wraps numbers and strings in subclasses that remember their spelling.
+    # ruamel wraps numbers and strings in subclasses that remember their spelling; an anchored `true` is an int there.
+    if isinstance(value, ScalarBoolean):
+        return bool(value)
     for kind in (bool, int, float, str):
         if isinstance(value, kind):
             return kind(value)
@@ -193,13 +231,7 @@ def _merge(
         for key, value in over.items():
             here = (*path, key)
             old = into.get(key)
-            # Another variant's keys mean nothing to this one: `adapter: {type: x}` replaces the section.
-            same_type = (
-                isinstance(old, dict)
-                and isinstance(value, dict)
-                and value.get("type", old.get("type")) == (old.get("type"))
-            )
-            if same_type and old is not None:
+            if isinstance(old, dict) and isinstance(value, Mapping) and not _other_variant(old, value):
                 merge(old, value, here)
             else:
                 for stale in [p for p in origins if p[: len(here)] == here]:
@@ -210,17 +242,21 @@ def _merge(
     origins.update(places)
 
 
+def _other_variant(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether `new` switches the variant: the keys of the old one mean nothing to it, so the section is replaced."""
+    return "type" in old and "type" in new and old["type"] != new["type"]
+
+
 def _apply_override(values: dict[str, Any], origins: dict[KeyPath, str], override: str) -> None:
     key, equals, text = override.partition("=")
     origin = f"--set {override}"
     if not equals or not key.strip():
         raise RecipeError(f"--set takes key=value, e.g. --set training.learning_rate=1e-4, not {override!r}")
     try:
-        value, _ = _plain(YAML(typ="rt").load(text), origin)
+        value, _ = _plain(_load(text), origin)
     except YAMLError as error:
         raise RecipeError(f"the value is not valid YAML: {text!r}", where=origin) from error
-    parts: KeyPath = tuple(int(p) if p.isdigit() else p for p in key.strip().split("."))
-    _assign(values, parts, value, origin)
+    parts = _assign(values, key.strip().split("."), value, origin)
     for stale in [p for p in origins if p[: len(parts)] == parts]:
         del origins[stale]
     for depth in range(1, len(parts)):
@@ -236,26 +272,28 @@ def _origins_below(value: Any, path: KeyPath, origin: str) -> dict[KeyPath, str]
     return found
 
 
-def _assign(values: dict[str, Any], parts: KeyPath, value: Any, origin: str) -> None:
+def _assign(values: dict[str, Any], keys: list[str], value: Any, origin: str) -> KeyPath:
+    """Put `value` at dotted `keys`, making the sections on the way; returns the path, where lists have numbers."""
     node: Any = values
-    for depth, part in enumerate(parts):
-        last = depth == len(parts) - 1
-        place = ".".join(map(str, parts[:depth]))
+    path: KeyPath = ()
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        place = ".".join(map(str, path))
         if isinstance(node, list):
-            if not isinstance(part, int) or part > len(node) or (part == len(node) and not last):
-                raise RecipeError(
-                    f"`{place}` is a list of {len(node)}; {part!r} is not one of its places", where=origin
-                )
-            if last and part == len(node):
+            index = int(key) if key.isascii() and key.isdigit() else len(node) + 1
+            if index > len(node) or (index == len(node) and not last):
+                raise RecipeError(f"`{place}` is a list of {len(node)}; {key!r} is not one of its places", where=origin)
+            path = (*path, index)
+            if index == len(node):
                 node.append(value)
-                return
         elif isinstance(node, dict):
-            part = str(part)
-            if not last and node.get(part) is None:
-                node[part] = {}
+            path = (*path, key)
+            if not last and node.get(key) is None:
+                node[key] = {}
         else:
-            raise RecipeError(f"`{place}` is a single value and has no {part!r} in it", where=origin)
+            raise RecipeError(f"`{place}` is a single value and has no {key!r} in it", where=origin)
         if last:
-            node[part] = value
+            node[path[-1]] = value
         else:
-            node = node[part]
+            node = node[path[-1]]
+    return path

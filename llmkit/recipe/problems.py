@@ -36,10 +36,15 @@ def problems_of(error: ValidationError, values: Any, root: type[BaseModel]) -> l
         cause = item.get("ctx", {}).get("error")
         path = _existing(item["loc"], values, keep_last=item["type"] == "missing")
         if isinstance(cause, FieldsError):
-            found += [Problem((*path, *keys), f"`{_dotted((*path, *keys))}`: {text}") for keys, text in cause.errors]
+            found += field_problems(cause, path)
         else:
             found.append(_problem(dict(item), path, values, root))
     return [p for p in found if not (_is_echo(p, found))]
+
+
+def field_problems(error: FieldsError, path: KeyPath = ()) -> list[Problem]:
+    """Return what is wrong with the library fields of the section at `path`."""
+    return [Problem((*path, *keys), f"`{_dotted((*path, *keys))}`: {text}") for keys, text in error.errors]
 
 
 def _is_echo(problem: Problem, found: list[Problem]) -> bool:
@@ -98,6 +103,10 @@ def _problem(item: dict[str, Any], path: KeyPath, values: Any, root: type[BaseMo
         return _no_type(path, item)
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         return _no_type(path, item)
+    if kind == "tuple_type":
+        return Problem(path, f"`{name}` must be a list, not {_short(item['input'])}")
+    if kind == "too_short" and isinstance(item["input"], (list, tuple)):
+        return Problem(path, f"`{name}` should have at least {item['ctx']['min_length']} item, and is empty")
     if kind == "literal_error":
         choices = [c.strip("'") for c in item["ctx"]["expected"].replace(" or ", ", ").split(", ")]
         close = did_you_mean(str(item["input"]), choices)

@@ -42,5 +42,8 @@ def copy_recipe(name: str, target: Path) -> Path:
     path = target / known[wanted].name if target.is_dir() else target
     if path.exists():
         raise RecipeError(f"{path} exists already, and is not overwritten")
-    shutil.copyfile(known[wanted], path)
+    try:
+        shutil.copyfile(known[wanted], path)
+    except OSError as error:
+        raise RecipeError(f"{path} can't be written: {error.strerror}") from error
     return path

@@ -1,0 +1,129 @@
+"""Splits: every row accounted for, held-out rows never trained on, what can't be right stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from llmkit.data.prepare import check_data, load_splits
+from llmkit.errors import DataError, RecipeError
+from llmkit.recipe.recipe import Recipe
+
+Maker = Callable[..., Recipe]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def pair(question: str, answer: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def load(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, max_length: int | None = 1024) -> tuple[Any, Any]:
+    assert tokenizer.eos_token_id is not None
+    return load_splits(recipe, tokenizer, frozenset({tokenizer.eos_token_id}), max_length=max_length, seed=42)
+
+
+def test_the_held_out_share_is_disjoint_and_repeatable(recipe: Maker, tokenizer: PreTrainedTokenizerFast) -> None:
+    first, ledger = load(recipe(), tokenizer)
+    second, _ = load(recipe(), tokenizer)
+    assert (len(first.train), len(first.eval)) == (18, 6)
+    assert first == second
+    assert not {r.where for r in first.train} & {r.where for r in first.eval}
+    accounts = ledger.to_dict()
+    assert accounts["train"]["rows.jsonl"]["dropped"] == {"held out for evaluation": 6}
+    assert accounts["eval"]["held out of the training rows"]["kept"] == 6
+
+
+def test_training_rows_that_are_also_held_out_are_dropped_and_counted(
+    recipe: Maker, rows_file: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    rows = rows_file.read_text(encoding="utf-8").splitlines()
+    (rows_file.parent / "eval.jsonl").write_text("\n".join(rows[:3]), encoding="utf-8")
+    splits, ledger = load(recipe("data.eval=[{path: eval.jsonl, format: messages}]"), tokenizer)
+    assert (len(splits.train), len(splits.eval)) == (21, 3)
+    assert ledger.to_dict()["train"]["rows.jsonl"]["dropped"] == {"also among the held-out rows": 3}
+
+
+@pytest.mark.parametrize(("overflow", "kept", "truncated"), [("drop", 2, 0), ("truncate", 3, 1)])
+def test_long_rows_are_dropped_or_cut_and_counted(
+    recipe: Maker, rows_file: Path, tokenizer: PreTrainedTokenizerFast, overflow: str, kept: int, truncated: int
+) -> None:
+    write(rows_file, [pair("a", "b"), pair("a", "b c"), pair("a", "x" * 200)])
+    splits, ledger = load(recipe("data.eval=null", f"data.overflow={overflow}"), tokenizer, max_length=64)
+    account = ledger.to_dict()["train"]["rows.jsonl"]
+    assert (account["read"], account["kept"], account["truncated"]) == (3, kept, truncated)
+    assert max(len(r.input_ids) for r in splits.train) <= 64
+
+
+def test_overflow_error_names_the_row(recipe: Maker, rows_file: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    write(rows_file, [pair("a", "b"), pair("a", "x" * 200)])
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: the row has \d+ tokens") as caught:
+        load(recipe("data.eval=null", "data.overflow=error"), tokenizer, max_length=64)
+    assert "data.overflow" in str(caught.value.remedy)
+
+
+def test_a_row_whose_trained_part_is_cut_off_is_dropped(
+    recipe: Maker, rows_file: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    write(rows_file, [pair("a", "b"), pair("c", "d"), pair("x" * 200, "b")])
+    splits, ledger = load(recipe("data.eval=null", "data.overflow=truncate"), tokenizer, max_length=64)
+    assert ledger.to_dict()["train"]["rows.jsonl"]["dropped"] == {"no trained token is left": 1}
+    assert all(r.trained_tokens for r in splits.train)
+
+
+def test_a_source_that_loses_most_of_its_rows_stops_the_run(
+    recipe: Maker, rows_file: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    write(rows_file, [pair("a", "b"), *(pair("a", "x" * 200) for _ in range(3))])
+    with pytest.raises(DataError, match="3 of 4 rows can't be used: 3 longer than 64 tokens"):
+        load(recipe("data.eval=null"), tokenizer, max_length=64)
+
+
+def test_a_share_that_leaves_nothing_is_refused(
+    recipe: Maker, rows_file: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    write(rows_file, [pair("a", "b")])
+    with pytest.raises(DataError, match="leaves nothing to train on"):
+        load(recipe("data.eval=0.5"), tokenizer)
+
+
+def test_a_second_start_token_is_refused(
+    recipe: Maker, rows_file: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    tokenizer.bos_token = "<|im_start|>"
+    write(rows_file, [{"text": "<|im_start|><|im_start|>hello"}])
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: the rendered row begins with '<\|im_start\|>' twice"):
+        load(recipe("data.eval=null", "data.train.0.format=text"), tokenizer)
+
+
+def test_a_shape_the_method_can_not_learn_from_fails_before_anything_is_read(recipe: Maker, rows_file: Path) -> None:
+    rows_file.write_text("not even JSON", encoding="utf-8")
+    with pytest.raises(RecipeError, match="'sft' learns from .* but format 'preference' gives preference rows"):
+        check_data(recipe("data.train.0.format=preference"))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lengths=st.lists(st.integers(1, 120), min_size=2, max_size=12), overflow=st.sampled_from(["drop", "truncate"]))
+def test_the_counts_always_sum_to_the_rows_read(
+    recipe: Maker, rows_file: Path, tokenizer: PreTrainedTokenizerFast, lengths: list[int], overflow: str
+) -> None:
+    write(rows_file, [pair("q", "x" * n + str(i)) for i, n in enumerate(lengths)])
+    try:
+        splits, ledger = load(recipe("data.eval=0.3", f"data.overflow={overflow}"), tokenizer, max_length=60)
+    except DataError:
+        return
+    account = ledger.to_dict()["train"]["rows.jsonl"]
+    assert account["read"] == len(lengths) == account["kept"] + sum(account["dropped"].values())
+    assert account["kept"] == len(splits.train)
+    assert account["tokens"] == sum(len(r.input_ids) for r in splits.train)
+    assert account["trained_tokens"] == sum(r.trained_tokens for r in splits.train)
+    assert account["truncated"] == sum(r.truncated for r in splits.train)

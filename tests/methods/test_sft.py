@@ -1,0 +1,134 @@
+"""SFT: the same numbers as a plain PyTorch loop, however the batch is cut, on every shape it accepts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from llmkit.recipe.recipe import Recipe
+from llmkit.runs.prepare import Prepared, prepare
+
+Maker = Callable[..., Recipe]
+PLAIN = ("training.max_grad_norm=0", "training.lr_scheduler_type=constant", "training.save_strategy=no", "evaluation=[]")
+
+
+def trained(recipe: Recipe) -> tuple[Prepared, list[float]]:
+    prepared = prepare(recipe)
+    prepared.trainer.train()
+    return prepared, [entry["loss"] for entry in prepared.trainer.state.log_history if "loss" in entry]
+
+
+def plain_loop(recipe: Recipe, steps: int) -> tuple[torch.nn.Module, list[float]]:
+    """Train the full model with nothing but PyTorch, on the batches of the trainer's loader."""
+    prepared = prepare(recipe)
+    args = prepared.trainer.args
+    torch.manual_seed(args.seed)
+    batches: list[dict[str, torch.Tensor]] = []
+    while len(batches) < steps:
+        batches += list(prepared.trainer.get_train_dataloader())
+    model = prepared.model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.0)
+    losses = []
+    for batch in batches[:steps]:
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        loss = cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=-100)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return model, losses
+
+
+def test_ten_steps_equal_a_plain_pytorch_loop(recipe: Maker) -> None:
+    the_recipe = recipe("adapter=null", "training.max_steps=4", "training.learning_rate=1e-3", *PLAIN)
+    prepared, losses = trained(the_recipe)
+    model, expected = plain_loop(the_recipe, 4)
+    assert losses == pytest.approx(expected, abs=1e-4)
+    for (name, ours), theirs in zip(prepared.model.named_parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0, msg=name)
+
+
+@pytest.fixture
+def uneven_rows(rows_file: Path) -> None:
+    """Rows of very different lengths: where accumulation is done wrongly, their losses come out differently."""
+    rows = [
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "yes " * (1 + 3 * (i % 4))}]}
+        for i in range(16)
+    ]
+    rows_file.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+
+
+@pytest.mark.usefixtures("uneven_rows")
+@pytest.mark.parametrize("adapter", ["adapter=null", "adapter.r=4"], ids=["full", "lora"])
+def test_accumulating_batches_equals_one_batch(recipe: Maker, adapter: str) -> None:
+    common = (adapter, "data.eval=null", "training.max_steps=3", "training.max_grad_norm=1.0", *PLAIN[1:])
+    whole, losses = trained(recipe(*common, "training.per_device_train_batch_size=8"))
+    parts, split = trained(
+        recipe(*common, "training.per_device_train_batch_size=2", "training.gradient_accumulation_steps=4")
+    )
+    assert split == pytest.approx(losses, abs=1e-5)
+    norms = [[e["grad_norm"] for e in p.trainer.state.log_history if "loss" in e] for p in (whole, parts)]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-3)
+
+
+def test_the_loss_at_trained_positions_is_trls(recipe: Maker) -> None:
+    from trl import SFTTrainer
+
+    prepared = prepare(recipe("training.save_strategy=no"))
+    batch = next(iter(prepared.trainer.get_train_dataloader()))
+    model = prepared.model.train()
+    ours = prepared.trainer.compute_loss(model, dict(batch), num_items_in_batch=7)
+    ours.backward()
+    gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    theirs = SFTTrainer.compute_loss(prepared.trainer, model, dict(batch), num_items_in_batch=7)
+    theirs.backward()
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    assert gradients
+    for one, other in zip(gradients, (p.grad for p in model.parameters() if p.grad is not None), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_trained_positions_are_those_before_a_trained_token() -> None:
+    from llmkit.methods._trained_tokens import trained_positions
+
+    labels = torch.tensor([[-100, -100, 5, -100], [-100, -100, -100, 6]])
+    assert trained_positions(labels).tolist() == [1, 2]
+    assert trained_positions(torch.full((2, 4), -100)).tolist() == [0]
+
+
+def test_real_tokens_are_logged_without_padding(recipe: Maker) -> None:
+    prepared, _ = trained(recipe("training.max_steps=1", "training.save_strategy=no"))
+    entry = next(e for e in prepared.trainer.state.log_history if "loss" in e)
+    lengths = [len(r.input_ids) for r in prepared.splits.train]
+    assert 4 * min(lengths) <= entry["num_tokens"] <= 4 * max(lengths)
+    assert 0 <= entry["mean_token_accuracy"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("format_name", "row"),
+    [
+        ("prompt_completion", {"prompt": "two plus two is", "completion": " four"}),
+        ("text", {"text": "the capital of France is Paris"}),
+        ("alpaca", {"instruction": "say yes", "input": "", "output": "yes"}),
+        ("sharegpt", {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]}),
+    ],
+)
+def test_every_accepted_format_trains(recipe: Maker, rows_file: Path, format_name: str, row: dict[str, Any]) -> None:
+    rows_file.write_text((json.dumps(row) + "\n") * 8, encoding="utf-8")
+    overrides = (f"data.train.0.format={format_name}", "data.eval=null", "training.max_steps=6")
+    _, losses = trained(recipe(*overrides, "training.save_strategy=no", "training.learning_rate=2e-2"))
+    assert losses[-1] < losses[0]
+
+
+def test_evaluation_while_training_uses_the_held_out_rows(recipe: Maker) -> None:
+    prepared, _ = trained(recipe("training.eval_strategy=steps", "training.eval_steps=1", "training.save_strategy=no"))
+    found = [e["eval_loss"] for e in prepared.trainer.state.log_history if "eval_loss" in e]
+    assert len(found) == 3
+    assert all(loss > 0 for loss in found)
