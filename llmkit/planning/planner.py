@@ -7,6 +7,7 @@ the plan names is left to the libraries, e.g. `training.optim`, whose default is
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -289,7 +290,11 @@ _ADAPTER_SHARE = 0.02
 # KTO, DPO and RLOO compare with a frozen copy of the model; with an adapter that is the model with it switched off.
 _WITH_REFERENCE = frozenset({"DPOConfig", "KTOConfig", "RLOOConfig"})
 
-_SPACIOUS, _TIGHT = 0.4, 0.6
+_BATCH = "training.per_device_train_batch_size"
+_STEPS = "training.gradient_accumulation_steps"
+
+_USABLE = 0.85
+"""Share of the memory that a plan fills: the rest is fragmentation, kernels' workspace and other programs."""
 
 
 def state_bytes(case: Case) -> int | None:
@@ -297,8 +302,7 @@ def state_bytes(case: Case) -> int | None:
 
     With P parameters of b bytes each: full fine-tuning P x 4b (16 bytes in float32), and P x b more for a reference
     model; with an adapter P x b, where a quantized weight takes its bits and half a bit for its scales, and 16 bytes
-    for each of 0.02 P adapter weights. Activations come on top: they depend on the batch, so the planner asks how
-    much of the memory is left for them.
+    for each of 0.02 P adapter weights. Activations come on top (`activation_bytes`).
     """
     if case.size is None:
         return None
@@ -311,9 +315,27 @@ def state_bytes(case: Case) -> int | None:
     return round(case.size.parameters * per_parameter)
 
 
-def _share(case: Case) -> float | None:
+def activation_bytes(case: Case, batch: int, *, checkpointed: bool) -> int:
+    """Estimate the bytes per device that `batch` full rows keep for the backward pass; 0 for a model of unknown size.
+
+    34 x hidden x layers per token in 16 bits with fused attention (arXiv:2205.05198), twice that in float32; with
+    checkpointing 2 x hidden x layers and one layer at a time. Hidden size and layers are guessed from the number of
+    parameters P = 12 x layers x hidden^2, with hidden = 128 x layers as in most models.
+    """
+    if case.size is None:
+        return 0
+    hidden = (128 * case.size.parameters / 12) ** (1 / 3)
+    layers = hidden / 128
+    per_token = 34 * hidden + 2 * hidden * layers if checkpointed else 34 * hidden * layers
+    width = 2 if case.hardware.kind == "cpu" and case.value(_dtype) == "float32" else 1
+    tokens = batch * (case.given.get("training.max_length") or 1024)
+    return round(per_token * width * tokens)
+
+
+def _fits(case: Case, batch: int, *, checkpointed: bool) -> bool:
     state = state_bytes(case)
-    return None if state is None else state / case.hardware.memory_bytes
+    needed = (state or 0) + activation_bytes(case, batch, checkpointed=checkpointed)
+    return state is not None and needed <= _USABLE * case.hardware.memory_bytes
 
 
 def _share_text(case: Case) -> str:
@@ -329,10 +351,15 @@ def _share_text(case: Case) -> str:
 
 
 def _checkpointing(case: Case) -> Decision:
-    share = _share(case)
-    needed = case.hardware.kind != "cpu" if share is None else share > _SPACIOUS
+    key, batch = "training.gradient_checkpointing", case.given.get(_BATCH, 4)
+    if case.size is None:
+        needed = case.hardware.kind != "cpu"
+    else:
+        needed = not _fits(case, batch, checkpointed=False)
+    activations = activation_bytes(case, batch, checkpointed=False) / GIB
+    rows = f", activations of {batch} rows up to {activations:.1f} GiB" if case.size else ""
     effect = "recomputing activations saves memory" if needed else "recomputing activations would cost 30% of the time"
-    return Decision("training.gradient_checkpointing", needed, f"{_share_text(case)}: {effect}")
+    return Decision(key, needed, f"{_share_text(case)}{rows}: {effect}")
 
 
 def _checkpointing_kwargs(case: Case) -> Decision | None:
@@ -344,9 +371,6 @@ def _checkpointing_kwargs(case: Case) -> Decision | None:
 
 # --- Batches -------------------------------------------------------------------------------------------------------
 
-_BATCH = "training.per_device_train_batch_size"
-_STEPS = "training.gradient_accumulation_steps"
-
 # GRPO and RLOO count completions, and refuse a global batch that splits the group of one prompt (TRL's defaults).
 _GROUPS = MappingProxyType({"GRPOConfig": 8, "RLOOConfig": 2})
 
@@ -357,12 +381,10 @@ def _target(case: Case) -> int:
 
 
 def _largest_batch(case: Case) -> int:
-    share = _share(case)
-    if case.hardware.kind == "cpu":
-        return 8
-    if share is None or share >= _TIGHT:
-        return 2
-    return 8 if share < _SPACIOUS else 4
+    if case.size is None:
+        return 8 if case.hardware.kind == "cpu" else 2
+    checkpointed = bool(case.value(_checkpointing))
+    return next((n for n in (8, 4, 2) if _fits(case, n, checkpointed=checkpointed)), 1)
 
 
 def _whole_groups(case: Case, least: int, unit: int) -> int:
@@ -373,7 +395,8 @@ def _whole_groups(case: Case, least: int, unit: int) -> int:
 
 def _batch(case: Case) -> Decision:
     largest, devices = _largest_batch(case), case.hardware.count
-    reason = "a CPU gains nothing from more" if case.hardware.kind == "cpu" else _share_text(case)
+    cpu = case.hardware.kind == "cpu" and largest == 8
+    reason = "a CPU gains nothing from more" if cpu else f"{_share_text(case)}; the largest batch of 8, 4, 2 that fits"
     if _STEPS not in case.given:
         return Decision(_BATCH, largest, reason)
     steps = case.given[_STEPS]
@@ -408,6 +431,14 @@ def _logging(case: Case) -> Decision:
     return Decision("training.logging_steps", 1, "a line of metrics per step is cheap, and shows a bad start at once")
 
 
+def _report_to(case: Case) -> Decision:
+    if importlib.util.find_spec("tensorboard") is not None:
+        return Decision(
+            "training.report_to", ["tensorboard"], "tensorboard is installed; its files go to the run folder"
+        )
+    return Decision("training.report_to", "none", "tensorboard is not installed; metrics.jsonl has every number")
+
+
 _DECISIONS: tuple[Callable[[Case], Decision | None], ...] = (
     _device,
     _threads,
@@ -428,4 +459,5 @@ _DECISIONS: tuple[Callable[[Case], Decision | None], ...] = (
     _pin_memory,
     _workers,
     _logging,
+    _report_to,
 )

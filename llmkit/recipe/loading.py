@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,9 @@ class Document:
         if self.own_text is not None:
             return self.own_text
         stream = io.StringIO()
-        YAML().dump(self.values, stream)
+        yaml = YAML()
+        yaml.width = sys.maxsize  # ruamel folds long strings, and reads some of them back as others
+        yaml.dump(self.values, stream)
         return stream.getvalue()
 
     def origin(self, path: KeyPath) -> str:
@@ -86,7 +89,7 @@ def _skipped_training_problems(values: dict[str, Any], found: list[Problem]) -> 
     """Check the training fields where pydantic does not get to them, because another section is refused already."""
     method, training = values.get("method"), values.get("training")
     known = variants("llmkit.methods")
-    if not isinstance(method, dict) or not isinstance(training, dict) or method.get("type") not in known:
+    if not isinstance(method, dict) or not isinstance(training, dict) or str(method.get("type")) not in known:
         return []
     if any(problem.path[:1] == ("training",) for problem in found):
         return []

@@ -96,9 +96,7 @@ def test_a_share_that_leaves_nothing_is_refused(
         load(recipe("data.eval=0.5"), tokenizer)
 
 
-def test_a_second_start_token_is_refused(
-    recipe: Maker, rows_file: Path, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_a_second_start_token_is_refused(recipe: Maker, rows_file: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer.bos_token = "<|im_start|>"
     write(rows_file, [{"text": "<|im_start|><|im_start|>hello"}])
     with pytest.raises(DataError, match=r"rows\.jsonl:1: the rendered row begins with '<\|im_start\|>' twice"):

@@ -15,7 +15,12 @@ from llmkit.recipe.recipe import Recipe
 from llmkit.runs.prepare import Prepared, prepare
 
 Maker = Callable[..., Recipe]
-PLAIN = ("training.max_grad_norm=0", "training.lr_scheduler_type=constant", "training.save_strategy=no", "evaluation=[]")
+PLAIN = (
+    "training.max_grad_norm=0",
+    "training.lr_scheduler_type=constant",
+    "training.save_strategy=no",
+    "evaluation=[]",
+)
 
 
 def trained(recipe: Recipe) -> tuple[Prepared, list[float]]:

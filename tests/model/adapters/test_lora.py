@@ -31,7 +31,9 @@ def test_an_option_reaches_the_lora_config(
     assert config.task_type == "CAUSAL_LM"
 
 
-@pytest.mark.parametrize("option", ["use_dora=true", "use_rslora=true", "init_lora_weights=pissa", "init_lora_weights=olora"])
+@pytest.mark.parametrize(
+    "option", ["use_dora=true", "use_rslora=true", "init_lora_weights=pissa", "init_lora_weights=olora"]
+)
 def test_every_option_trains(recipe: Callable[..., Recipe], option: str) -> None:
     prepared = prepare(recipe(f"adapter.{option}", "training.save_strategy=no"))
     prepared.trainer.train()

