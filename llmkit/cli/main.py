@@ -115,14 +115,13 @@ def show(
 ) -> None:
     """Show each resolved value and who decided it: recipe line, override, planner or library."""
     from llmkit.planning.hardware import parse_hardware
-    from llmkit.recipe.loading import build_recipe, read_document
+    from llmkit.recipe.loading import load_recipe
     from llmkit.runs.prepare import plan as make_plan
     from llmkit.runs.resolved import resolve
 
-    document = read_document(recipe, overrides or ())
-    the_recipe = build_recipe(document)
+    the_recipe = load_recipe(recipe, overrides or ())
     the_plan = make_plan(the_recipe, None if hardware == "this" else parse_hardware(hardware))
-    rows = resolve(the_recipe, the_plan, document)
+    rows = resolve(the_recipe, the_plan)
     if not everything:
         rows = [row for row in rows if not row.by.endswith(" default")]
     _print_table(("key", "value", "decided by"), [(r.key, _value(r.value), r.by) for r in rows])

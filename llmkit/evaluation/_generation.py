@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -34,16 +35,13 @@ class Generated(Evaluation):
     batch_size: int = Field(default=16, ge=1)
     """Prompts answered at once."""
 
-    def measure(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-        """Return the metrics of the answers; `references` are in the same order."""
+    def measure(self, predictions: Sequence[str], references: Sequence[str], folder: Path) -> dict[str, float]:
+        """Return the metrics of the answers; `references` are in the same order, paths start from `folder`."""
         raise NotImplementedError
-
-    def check_setup(self) -> None:
-        """Raise what would make `measure` fail for want of a package or file; called before anything is generated."""
 
     def score(self, subject: Subject) -> Score:
         """Generate greedily and measure; raises DataError for a row without a reference."""
-        self.check_setup()
+        self.check_setup(subject.folder)
         samples = answers(
             subject,
             max_new_tokens=self.max_new_tokens,
@@ -53,7 +51,8 @@ class Generated(Evaluation):
             need_references=True,
         )
         references = [sample.reference or "" for sample in samples]
-        return Score(self.measure([sample.answer for sample in samples], references), len(samples), samples)
+        predictions = [sample.answer for sample in samples]
+        return Score(self.measure(predictions, references, subject.folder), len(samples), samples)
 
 
 def answers(

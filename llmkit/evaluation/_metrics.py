@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
 import string
 from collections import Counter
@@ -29,6 +30,15 @@ def require(module: str, package: str, needed_by: str) -> ModuleType:
             f"evaluation `{needed_by}` needs the package {package}, which can't be imported: {error}",
             remedy=f"pip install {package}",
         ) from error
+
+
+def require_installed(module: str, package: str, needed_by: str) -> None:
+    """Raise SetupError with the pip command of `package` where `module` is not installed; imports nothing."""
+    if importlib.util.find_spec(module) is None:
+        raise SetupError(
+            f"evaluation `{needed_by}` needs the package {package}, which is not installed",
+            remedy=f"pip install {package}",
+        )
 
 
 def exact_match(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:

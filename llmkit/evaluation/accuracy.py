@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from llmkit.evaluation import _metrics
@@ -15,6 +16,6 @@ class Accuracy(Generated):
     type: Literal["accuracy"]
     """Share of answers whose first line is the reference label."""
 
-    def measure(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    def measure(self, predictions: Sequence[str], references: Sequence[str], folder: Path) -> dict[str, float]:
         """Return `accuracy`, 0..1."""
         return _metrics.accuracy(predictions, references)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmkit.data.splits import Row
@@ -39,6 +40,8 @@ class Subject:
     tokenizer: PreTrainedTokenizerBase
     rows: tuple[Row, ...]
     seed: int
+    folder: Path = field(default_factory=Path)
+    """Folder that relative paths of evaluations start from: the recipe's."""
     answers: dict[tuple[object, ...], tuple[Sample, ...]] = field(default_factory=dict)
 
 
@@ -48,6 +51,9 @@ class Evaluation(Variant):
     def requires_rows(self) -> bool:
         """Whether held-out rows (`data.eval`) are required."""
         return True
+
+    def check_setup(self, folder: Path) -> None:
+        """Raise SetupError or DataError where a package or a file (relative to `folder`) is missing; reads no rows."""
 
     def score(self, subject: Subject) -> Score:
         """Score `subject`; base and tuned model are scored by the same call on the same rows."""

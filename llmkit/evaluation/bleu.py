@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from llmkit.evaluation import _metrics
@@ -15,10 +16,10 @@ class Bleu(Generated):
     type: Literal["bleu"]
     """Corpus BLEU against the references."""
 
-    def check_setup(self) -> None:
+    def check_setup(self, folder: Path) -> None:
         """Raise SetupError where the package is missing."""
-        _metrics.require("sacrebleu", "sacrebleu", "bleu")
+        _metrics.require_installed("sacrebleu", "sacrebleu", "bleu")
 
-    def measure(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    def measure(self, predictions: Sequence[str], references: Sequence[str], folder: Path) -> dict[str, float]:
         """Return `bleu`, 0..100; raises SetupError without sacrebleu."""
         return _metrics.bleu(predictions, references)

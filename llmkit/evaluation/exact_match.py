@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from llmkit.evaluation import _metrics
@@ -15,6 +16,6 @@ class ExactMatch(Generated):
     type: Literal["exact_match"]
     """Share of answers equal to their reference."""
 
-    def measure(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    def measure(self, predictions: Sequence[str], references: Sequence[str], folder: Path) -> dict[str, float]:
         """Return `exact_match`, 0..1."""
         return _metrics.exact_match(predictions, references)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from llmkit.evaluation import _metrics
@@ -15,6 +16,6 @@ class F1(Generated):
     type: Literal["f1"]
     """Mean token overlap F1 with the reference, as in SQuAD."""
 
-    def measure(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    def measure(self, predictions: Sequence[str], references: Sequence[str], folder: Path) -> dict[str, float]:
         """Return `f1`, 0..1."""
         return _metrics.f1(predictions, references)

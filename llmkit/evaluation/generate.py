@@ -46,10 +46,10 @@ class Generate(Evaluation):
         """Whether held-out rows are required: not with a file of prompts."""
         return self.prompts is None
 
-    def check_setup(self) -> None:
+    def check_setup(self, folder: Path) -> None:
         """Raise DataError where the file of prompts is missing or holds a line that is no prompt."""
         if self.prompts is not None:
-            list(_lines(Path(self.prompts).expanduser()))
+            list(_lines(folder / Path(self.prompts).expanduser()))
 
     def score(self, subject: Subject) -> Score:
         """Return no metrics, only samples; raises DataError for a missing or unusable file of prompts."""
@@ -65,7 +65,7 @@ class Generate(Evaluation):
                 evaluation="generate",
             )
         else:
-            samples = self._answer_file(subject, Path(self.prompts).expanduser(), seed)
+            samples = self._answer_file(subject, subject.folder / Path(self.prompts).expanduser(), seed)
         return Score({}, len(samples), samples)
 
     def _answer_file(self, subject: Subject, path: Path, seed: int) -> tuple[Sample, ...]:
@@ -81,9 +81,9 @@ class Generate(Evaluation):
 
 
 def read_prompts(path: Path, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> list[Prompt]:
-    """Return the first `limit` prompts of a JSONL file; a relative path is taken from the current directory.
+    """Return the first `limit` prompts of a JSONL file; blank lines are passed over.
 
-    Blank lines are passed over. Raises DataError, with file and line, where the file is missing or empty or where a
+    Raises DataError, with file and line, where the file is missing or empty or where a
     line holds no prompt.
     """
     found: list[Prompt] = []
@@ -107,7 +107,7 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise DataError(
             f"the file of prompts can't be read: {error}",
             where=str(path),
-            remedy=f"a relative `prompts` is taken from the current directory, {Path.cwd()}",
+            remedy="A relative `prompts` is taken from the recipe's folder.",
         ) from error
     # Split at line feeds only: str.splitlines() would also split inside JSON strings at U+2028 and the like.
     for number, line in enumerate(text.split("\n"), start=1):

@@ -24,23 +24,23 @@ class Metric(Generated):
     """A metric of the `evaluate` library's interface."""
 
     path: str = Field(min_length=1)
-    """Local folder `DIR/NAME` that holds `NAME.py`, or that file; relative to the current directory."""
+    """Local folder `DIR/NAME` that holds `NAME.py`, or that file; relative to the recipe's folder."""
 
     key: str | None = None
     """Keep only this number of the metric's results; all its numbers if unset."""
 
-    def check_setup(self) -> None:
+    def check_setup(self, folder: Path) -> None:
         """Raise DataError where the folder is missing, SetupError where `evaluate` is."""
-        find_script(self.path)
-        _metrics.require("evaluate", "evaluate", "metric")
+        find_script(self.path, folder)
+        _metrics.require_installed("evaluate", "evaluate", "metric")
 
-    def measure(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    def measure(self, predictions: Sequence[str], references: Sequence[str], folder: Path) -> dict[str, float]:
         """Return the metric's numbers.
 
         Raises DataError where the folder is missing or the metric refuses the texts, SetupError where a package is
         missing, RecipeError where `key` is not among the results, RunError where none of them is a number.
         """
-        script = find_script(self.path)
+        script = find_script(self.path, folder)
         evaluate = _metrics.require("evaluate", "evaluate", "metric")
         try:
             metric = evaluate.load(str(script), keep_in_memory=True)
@@ -53,12 +53,12 @@ class Metric(Generated):
         return pick(results or {}, self.key, where=str(script))
 
 
-def find_script(path: str) -> Path:
+def find_script(path: str, folder: Path) -> Path:
     """Return the metric's Python file, absolute, so that `evaluate` never looks for it on the hub.
 
     Raises DataError where it does not exist.
     """
-    place = Path(path).expanduser().resolve()
+    place = (folder / Path(path).expanduser()).resolve()
     script = place if place.suffix == ".py" else place / f"{place.name}.py"
     if not script.is_file():
         raise DataError(

@@ -32,7 +32,7 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     model = recipe.model
     source = locate(model, recipe.folder)
     path = str(source.adapter) if source.adapter and _has_tokenizer(source.adapter) else loadable(source)
-    with _explained(model):
+    with _explained(model, source):
         tokenizer = AutoTokenizer.from_pretrained(
             path, revision=_revision(source, model), trust_remote_code=model.trust_remote_code
         )
@@ -92,7 +92,7 @@ def load_base(
     if not recipe.model.allow_pickle:
         options["use_safetensors"] = True
     quiet_bitsandbytes()
-    with _explained(recipe.model):
+    with _explained(recipe.model, source):
         model = AutoModelForCausalLM.from_pretrained(
             loadable(source),
             revision=_revision(source, recipe.model),
@@ -212,21 +212,28 @@ def _agree_on_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
 
 
 @contextmanager
-def _explained(model: Model) -> Iterator[None]:
-    """Turn transformers' OSError for an unreachable or unknown model into a SetupError."""
+def _explained(model: Model, source: ModelSource) -> Iterator[None]:
+    """Turn transformers' OSError for an unreachable, unknown or unusable model into a SetupError."""
     try:
         yield
     except OSError as error:
-        from huggingface_hub import constants
+        if error.errno is not None:
+            raise  # the machine's own trouble, such as a full disk
+        first = str(error).splitlines()[0]
+        if source.kind != "hub":
+            raise SetupError(f"`model.name`: {source.path} can't be loaded: {first}") from error
+        raise _not_on_the_hub(model, first) from error
 
-        offline = (
-            "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else "the hub did not answer or has no such model"
-        )
-        revision = f" at revision {model.revision!r}" if model.revision else ""
-        raise SetupError(
-            f"`model.name`: {model.name!r}{revision} is not in the local cache, and {offline}",
-            remedy=(
-                f"It would be kept in {constants.HF_HUB_CACHE}. Check the name, log in for a gated model "
-                f"(`hf auth login`), or point `model.name` to a local folder.\n({str(error).splitlines()[0]})"
-            ),
-        ) from error
+
+def _not_on_the_hub(model: Model, reason: str) -> SetupError:
+    from huggingface_hub import constants
+
+    offline = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else "the hub gave none"
+    revision = f" at revision {model.revision!r}" if model.revision else ""
+    return SetupError(
+        f"`model.name`: {model.name!r}{revision} is not in the local cache, and {offline}",
+        remedy=(
+            f"It would be kept in {constants.HF_HUB_CACHE}. Check the name, log in for a gated model "
+            f"(`hf auth login`), or point `model.name` to a local folder.\n({reason})"
+        ),
+    )

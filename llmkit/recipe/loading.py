@@ -20,9 +20,7 @@ from llmkit.errors import RecipeError, did_you_mean
 from llmkit.recipe import fields
 from llmkit.recipe.problems import Problem, field_problems, problems_of
 from llmkit.recipe.recipe import Recipe, Training
-from llmkit.recipe.spec import variants
-
-KeyPath = tuple[str | int, ...]
+from llmkit.recipe.spec import KeyPath, variants
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def build_recipe(document: Document) -> Recipe:
     except ValidationError as error:
         problems = problems_of(error, document.values, Recipe)
         raise _refusal(document, problems + _skipped_training_problems(document.values, problems)) from error
-    return recipe.placed(document.folder.resolve(), document.text())
+    return recipe.placed(document.folder.resolve(), document.text(), document.origin)
 
 
 def read_document(path: Path, overrides: Iterable[str] = ()) -> Document:

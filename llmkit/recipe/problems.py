@@ -9,8 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from llmkit.errors import did_you_mean
 from llmkit.recipe.fields import FieldsError
-
-KeyPath = tuple[str | int, ...]
+from llmkit.recipe.spec import KeyPath
 
 # Words that people write as a method although they are combinations of sections.
 COMBINATIONS = {

@@ -7,13 +7,14 @@ in their own rooms (`union_of`), so that a new method or export target is one ne
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, PrivateAttr, Tag, field_validator, model_validator
 
 from llmkit.recipe import fields
-from llmkit.recipe.spec import LibrarySpec, Spec, union_of, variant_names
+from llmkit.recipe.spec import KeyPath, LibrarySpec, Spec, union_of, variant_names
 
 if TYPE_CHECKING:
     from llmkit.evaluation.base import Evaluation as AnyEvaluation
@@ -164,6 +165,7 @@ class Recipe(Spec):
 
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
     _written: str = PrivateAttr(default="")
+    _origin: Callable[[KeyPath], str] = PrivateAttr(default=lambda path: "recipe")
 
     @property
     def folder(self) -> Path:
@@ -175,11 +177,18 @@ class Recipe(Spec):
         """The recipe as YAML text, as it was written, with `extends` and overrides merged in."""
         return self._written or json.dumps(self.model_dump(exclude_unset=True), indent=2) + "\n"
 
-    def placed(self, folder: Path, written: str = "") -> Recipe:
-        """Return this recipe with relative paths starting from `folder` and the text it was `written` as."""
+    def origin(self, path: KeyPath) -> str:
+        """Return who set the value at `path`: `file:line`, `--set a.b=c`, or `recipe` for one made in Python."""
+        return self._origin(path)
+
+    def placed(
+        self, folder: Path, written: str | None = None, origin: Callable[[KeyPath], str] | None = None
+    ) -> Recipe:
+        """Return this recipe with relative paths starting from `folder`, and where it was read from."""
         copy = self.model_copy()
         copy._folder = folder
         copy._written = written or self._written
+        copy._origin = origin or self._origin
         return copy
 
     @model_validator(mode="after")

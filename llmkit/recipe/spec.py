@@ -12,6 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from llmkit.recipe import fields
 
 
+KeyPath = tuple[str | int, ...]
+"""Place of a value in a recipe: the keys and list indices that lead to it."""
+
+
 class Spec(BaseModel):
     """A frozen part of a recipe; unknown keys are refused."""
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -92,6 +93,6 @@ def test_unusable_files(subject, write, lines, message):
 def test_missing_file(subject, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     spec = Generate(type="generate", prompts="gone.jsonl")
-    for use in (spec.check_setup, lambda: spec.score(subject([]))):
-        with pytest.raises(DataError, match=r"gone.jsonl: the file of prompts can't be read(.|\n)*current directory"):
+    for use in (lambda: spec.check_setup(Path()), lambda: spec.score(subject([]))):
+        with pytest.raises(DataError, match=r"gone.jsonl: the file of prompts can't be read(.|\n)*recipe's folder"):
             use()

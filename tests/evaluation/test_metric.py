@@ -58,7 +58,7 @@ def test_missing_folder_is_told_before_anything_is_generated(subject, monkeypatc
 def test_folder_without_the_file_of_its_name(tmp_path):
     (tmp_path / "other.py").write_text("")
     with pytest.raises(DataError, match="does not exist"):
-        find_script(str(tmp_path))
+        find_script(str(tmp_path), tmp_path)
 
 
 def test_metric_that_wants_numbers_refuses_texts(told, folder):

@@ -151,7 +151,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(read: Callable[..., Docum
         ("a: 2020-13-45\n", "recipe.yaml", "month must be in 1..12"),
         ("a: !!bool x\n", "recipe.yaml", "not valid YAML"),
         ("a: \x01\n", "recipe.yaml", "#x0001"),
-        ("[" * 3000, "recipe.yaml", "nested too deeply"),
+        ("[" * 400, "recipe.yaml", "nested too deeply"),
         (b"a: 1\nb: caf\xe9\n", "recipe.yaml:2", "not UTF-8"),
     ],
 )
@@ -414,6 +414,15 @@ values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.di
 documents = st.dictionaries(names.filter(lambda name: name != "extends"), values, min_size=1, max_size=3)
 
 
+def _refused(call: Callable[[], object]) -> str | None:
+    """Return the message of a RecipeError, None if there is none; anything else passes through."""
+    try:
+        call()
+    except RecipeError as error:
+        return str(error)
+    return None
+
+
 def _dump(value: Any) -> str:
     stream = io.StringIO()
     yaml = YAML()
@@ -447,12 +456,11 @@ def test_no_override_raises_anything_but_a_recipe_error(keys: list[str], value: 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "recipe.yaml"
         path.write_text(SMALL + "l: [1, {a: 1}]\n", encoding="utf-8")
-        try:
-            document = read_document(path, [override])
-        except RecipeError as error:
-            assert "--set" in str(error)
+        said = _refused(lambda: read_document(path, [override]))
+        if said is None:
+            assert f"--set {override}" in read_document(path, [override]).origins.values()
         else:
-            assert f"--set {override}" in document.origins.values()
+            assert "--set" in said
 
 
 @settings(max_examples=120, deadline=None)
@@ -461,9 +469,6 @@ def test_no_text_raises_anything_but_a_recipe_error(text: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "recipe.yaml"
         path.write_text(text, encoding="utf-8", errors="surrogatepass", newline="")
-        try:
-            load_recipe(path)
-        except RecipeError as error:
-            assert str(path) in str(error)
-        else:
-            pytest.fail("no such text is a whole recipe")
+        said = _refused(lambda: load_recipe(path))
+        assert said is not None, "no such text is a whole recipe"
+        assert str(path) in said

@@ -153,7 +153,8 @@ def test_a_missing_key_is_named_at_the_section_that_lacks_it(
         ),
         (
             {"data": "{train: [{path: a, format: text}], overflow: trunc}"},
-            "recipe.yaml:2: `data.overflow` must be one of drop, truncate, error, not 'trunc' (did you mean 'truncate'?)",
+            "recipe.yaml:2: `data.overflow` must be one of drop, truncate, error, not 'trunc' "
+            "(did you mean 'truncate'?)",
         ),
         (
             {"hardware": "{device: gpu}"},
