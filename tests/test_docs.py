@@ -15,7 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,12 +178,12 @@ class Reader:
 
 
 @pytest.fixture
-def reader(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
+def reader(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Reader:
     """A folder with the shipped recipes, a tiny model, and `tiny.yaml` with its rows."""
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     (tmp_path / "tiny-llama").symlink_to(tiny_folder)
     monkeypatch.chdir(tmp_path)
-    yield Reader(tmp_path, tiny_folder, monkeypatch)
+    return Reader(tmp_path, tiny_folder, monkeypatch)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_page_name)

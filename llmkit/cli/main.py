@@ -31,6 +31,8 @@ def main() -> None:
     """Run the command line; llmkit's own errors end it with a sentence and their exit code."""
     # Set before torch starts its threads: spinning ones make each other several times slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # pydantic would search every installed package for plugins, which takes as long as reading a recipe.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:

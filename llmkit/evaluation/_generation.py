@@ -1,9 +1,8 @@
-"""Answers of a model to prompts: batched generation, prompts from rows, and the base of the generated evaluations."""
+"""Answers of a model to rows: prompts and references from rows, and the base of the generated evaluations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +11,10 @@ from pydantic import Field
 from llmkit.data.shapes import RowError
 from llmkit.errors import DataError, RecipeError
 from llmkit.evaluation.base import Evaluation, Sample, Score, Subject
+from llmkit.model.generation import generate
 
 if TYPE_CHECKING:
-    import torch
-    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from llmkit.data.splits import Row
 
@@ -141,6 +140,7 @@ def respond(
         batch_size=batch_size,
         temperature=temperature,
         seed=seed,
+        on_done=subject.on_done,
     )
     return tuple(
         Sample(where, prompt, reference, answer)
@@ -177,169 +177,6 @@ def prompt_ids(
     if not ids:
         raise RowError("the prompt is empty")
     return ids, text, reference
-
-
-def generate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[list[int]],
-    *,
-    max_new_tokens: int,
-    batch_size: int,
-    temperature: float = 0.0,
-    seed: int = 0,
-    on_done: Callable[[int], None] | None = None,
-) -> list[str]:
-    """Return the model's answer to each prompt (token ids, at least one each), in the order given.
-
-    Greedy where `temperature` is 0; otherwise sampled from the whole distribution at that temperature, the same for
-    the same seed, prompts and batch size. Nothing of the model's own generation settings is used but its end tokens.
-    The model is in eval mode meanwhile; its modes, generation settings and the global random state are put back.
-    `on_done` is called after each batch with the number of prompts answered so far. Raises ValueError for an empty
-    prompt.
-    """
-    if not all(prompts):
-        raise ValueError("a prompt to continue needs at least one token")
-    stop = stop_ids(model, tokenizer)
-    pad = _first_known(tokenizer.pad_token_id, *sorted(stop), default=0)
-    config = _settings(max_new_tokens, temperature, stop=stop, pad=pad)
-    texts = [""] * len(prompts)
-    done = 0
-    with _eval_mode(model), _own_settings_hidden(model), _seeded(model, seed):
-        for batch in _batches([len(p) for p in prompts], batch_size, equal=_ignores_positions(model)):
-            continued = _continue_batch(model, [prompts[i] for i in batch], config, pad)
-            for i, tokens in zip(batch, continued, strict=True):
-                texts[i] = str(tokenizer.decode(_until_stop(tokens, stop), skip_special_tokens=True))
-            done += len(batch)
-            if on_done is not None:
-                on_done(done)
-    return texts
-
-
-def _batches(lengths: Sequence[int], batch_size: int, *, equal: bool) -> list[list[int]]:
-    """Return the indices of `lengths` in batches, longest first; with `equal`, each batch is of one length.
-
-    Longest first: a batch that doesn't fit in memory fails at once, and each batch needs little padding.
-    """
-    batches: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True):
-        last = batches[-1] if batches else None
-        if last is None or len(last) == batch_size or (equal and lengths[last[0]] != lengths[i]):
-            batches.append([i])
-        else:
-            last.append(i)
-    return batches
-
-
-def _ignores_positions(model: PreTrainedModel) -> bool:
-    """Whether padding on the left would change answers: PEFT's prompt learning drops position ids.
-
-    The padding then stands as distance between the virtual tokens and the prompt.
-    """
-    return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
-
-
-def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Return the tokens that end an answer: the tokenizer's end token and those of the model's generation config."""
-    own = getattr(model.generation_config, "eos_token_id", None)
-    listed = own if isinstance(own, (list, tuple)) else [own]
-    return {int(i) for i in [tokenizer.eos_token_id, *listed] if i is not None}
-
-
-def _settings(max_new_tokens: int, temperature: float, *, stop: set[int], pad: int) -> GenerationConfig:
-    """Return generation settings; sampling flags only where they count, since transformers warns of idle ones."""
-    from transformers import GenerationConfig
-
-    sampling: dict[str, Any] = {"do_sample": False}
-    if temperature > 0:
-        # top_k 0: transformers' default is 50, which is not the model's distribution.
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    make: Callable[..., GenerationConfig] = GenerationConfig  # its constructor is not typed
-    return make(
-        max_new_tokens=max_new_tokens,
-        num_beams=1,
-        use_cache=True,
-        eos_token_id=sorted(stop) or None,
-        pad_token_id=pad,
-        **sampling,
-    )
-
-
-def _continue_batch(
-    model: PreTrainedModel, prompts: Sequence[list[int]], config: GenerationConfig, pad: int
-) -> list[list[int]]:
-    """Return the new tokens of each prompt, padded on the right to the longest answer of the batch."""
-    import torch
-
-    # Padded by hand, on the left so that all prompts end together; the tokenizer's padding side stays as it is.
-    width = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=model.device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    continue_: Any = model.generate  # typed as a module's attribute
-    # Not inference_mode: buffers a model fills on the way (rotary tables) must remain usable in later training.
-    with torch.no_grad():
-        out = continue_(input_ids=ids, attention_mask=mask, generation_config=config)
-    new: list[list[int]] = out[:, width:].tolist()
-    return new
-
-
-def _until_stop(tokens: list[int], stop: set[int]) -> list[int]:
-    """Return the tokens before the first that ends the answer; what follows it is padding."""
-    end = next((i for i, token in enumerate(tokens) if token in stop), len(tokens))
-    return tokens[:end]
-
-
-@contextmanager
-def _eval_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Put the model in eval mode, and each of its modules back to its own mode afterwards.
-
-    Eval mode also makes gradient checkpointing, and with it the refusal of a key-value cache, have no effect.
-    """
-    before = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        # Parents come before children, so a child that differs from its parent is set right after it. Only where
-        # needed: some modules do costly work in train().
-        for module, training in before:
-            if module.training != training:
-                module.train(training)
-
-
-@contextmanager
-def _own_settings_hidden(model: torch.nn.Module) -> Iterator[None]:
-    """Hide the model's own generation config, since `generate` fills whatever an explicit config leaves unset from it.
-
-    PEFT wrappers hold a second reference and copy it to the base model, so every holder is treated.
-    """
-    from transformers import GenerationConfig
-
-    blank: Callable[[], GenerationConfig] = GenerationConfig  # its constructor is not typed
-    holders = [module for module in model.modules() if "generation_config" in vars(module)]
-    before = [vars(module)["generation_config"] for module in holders]
-    for module in holders:
-        vars(module)["generation_config"] = blank()
-    try:
-        yield
-    finally:
-        for module, own in zip(holders, before, strict=True):
-            vars(module)["generation_config"] = own
-
-
-@contextmanager
-def _seeded(model: PreTrainedModel, seed: int) -> Iterator[None]:
-    """Seed the random state of CPU and CUDA, and restore it afterwards."""
-    import torch
-
-    devices = list(range(torch.cuda.device_count())) if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
-
-
-def _first_known(*candidates: int | None, default: int) -> int:
-    return next((i for i in candidates if i is not None), default)
 
 
 def _before_last_answer(messages: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], str | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +41,8 @@ class Subject:
     tokenizer: PreTrainedTokenizerBase
     rows: tuple[Row, ...]
     seed: int
+    on_done: Callable[[int], None] | None = None
+    """Called with the number of rows done so far, for progress."""
     folder: Path = field(default_factory=Path)
     """Folder that relative paths of evaluations start from: the recipe's."""
     answers: dict[tuple[object, ...], tuple[Sample, ...]] = field(default_factory=dict)

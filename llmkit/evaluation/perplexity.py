@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from llmkit.errors import DataError, RecipeError
-from llmkit.evaluation._generation import _eval_mode
 from llmkit.evaluation.base import Evaluation, Score, Subject
+from llmkit.model.generation import eval_mode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,7 +51,7 @@ class Perplexity(Evaluation):
                 "evaluation `perplexity` needs tokenized rows with labels, which this method's data has not",
                 remedy="use an evaluation that generates, or a method that trains on text",
             )
-        total, tokens = _negative_log_likelihood(subject.model, rows, self.batch_size)
+        total, tokens = _negative_log_likelihood(subject, rows, self.batch_size)
         if tokens == 0:
             raise DataError("evaluation `perplexity` found no trained token in the held-out rows")
         loss = total / tokens
@@ -62,16 +62,18 @@ def _exp(loss: float) -> float:
     return math.inf if loss > _LARGEST_EXPONENT else math.exp(loss)
 
 
-def _negative_log_likelihood(model: PreTrainedModel, rows: Sequence[Row], batch_size: int) -> tuple[float, int]:
+def _negative_log_likelihood(subject: Subject, rows: Sequence[Row], batch_size: int) -> tuple[float, int]:
     """Return the summed negative log-likelihood in nats, and the number of tokens it was summed over."""
     # Longest first: a batch that doesn't fit in memory fails at once, and each batch needs little padding.
     ordered = sorted((row for row in rows if row.input_ids), key=lambda row: len(row.input_ids), reverse=True)
     total, tokens = 0.0, 0
-    with _eval_mode(model):
+    with eval_mode(subject.model):
         for start in range(0, len(ordered), batch_size):
-            nll, counted = _batch_nll(model, ordered[start : start + batch_size])
+            nll, counted = _batch_nll(subject.model, ordered[start : start + batch_size])
             total += nll
             tokens += counted
+            if subject.on_done is not None:
+                subject.on_done(min(start + batch_size, len(ordered)))
     return total, tokens
 
 

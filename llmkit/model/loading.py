@@ -151,11 +151,22 @@ def loadable(source: ModelSource) -> str:
     return str(_converted(Path(source.path))) if source.kind == "gguf" else source.path
 
 
-def _converted(gguf: Path) -> Path:
-    """Return the safetensors folder made from a GGUF file; its name is the content's hash, so it can't go stale."""
+def will_convert(recipe: Recipe) -> bool:
+    """Whether loading the model of `recipe` first converts a GGUF file, which takes a minute and is done once."""
+    source = locate(recipe.model, recipe.folder)
+    return source.kind == "gguf" and not (_place_of(Path(source.path)) / "config.json").is_file()
+
+
+def _place_of(gguf: Path) -> Path:
+    """Return where the safetensors copy of a GGUF file belongs: named by its content, it can't go stale."""
     with gguf.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    target = cache_folder() / "models" / f"{gguf.stem}-{digest[:16]}"
+    return cache_folder() / "models" / f"{gguf.stem}-{digest[:16]}"
+
+
+def _converted(gguf: Path) -> Path:
+    """Return the safetensors folder made from a GGUF file, converting it if that has not been done."""
+    target = _place_of(gguf)
     if not (target / "config.json").is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as scratch:

@@ -364,10 +364,7 @@ def _share_text(case: Case) -> str:
 
 def _checkpointing(case: Case) -> Decision:
     key, batch = "training.gradient_checkpointing", case.given.get(_BATCH, 4)
-    if case.size is None:
-        needed = case.hardware.kind != "cpu"
-    else:
-        needed = not _fits(case, batch, checkpointed=False)
+    needed = not _fits(case, batch, checkpointed=False) if case.size else case.hardware.kind != "cpu"
     activations = activation_bytes(case, batch, checkpointed=False) / GIB
     plural = "s" if batch != 1 else ""
     rows = f", activations of {batch} row{plural} up to {activations:.1f} GiB" if case.size else ""

@@ -165,7 +165,7 @@ class Recipe(Spec):
 
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
     _written: str = PrivateAttr(default="")
-    _origin: Callable[[KeyPath], str] = PrivateAttr(default=lambda path: "recipe")
+    _origin: Callable[[KeyPath], str] = PrivateAttr(default_factory=lambda: lambda path: "recipe")
 
     @property
     def folder(self) -> Path:

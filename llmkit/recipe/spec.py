@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from llmkit.recipe import fields
 
-
 KeyPath = tuple[str | int, ...]
 """Place of a value in a recipe: the keys and list indices that lead to it."""
 
@@ -19,7 +18,8 @@ KeyPath = tuple[str | int, ...]
 class Spec(BaseModel):
     """A frozen part of a recipe; unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    # Built when first used: of all the sections, a command then builds only the Recipe that holds them.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True, protected_namespaces=())
 
 
 class Variant(Spec):
@@ -35,7 +35,7 @@ class LibrarySpec(Spec):
     Only what the recipe sets is held (`kwargs`): the rest is left to the planner or to the library's default.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True, protected_namespaces=())
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, defer_build=True, protected_namespaces=())
 
     table: ClassVar[str] = ""
     """Name of the config class in the field table, e.g. `LoraConfig`; empty if another section decides it."""

@@ -12,8 +12,10 @@ from transformers import GenerationConfig
 
 from llmkit.data.shapes import RowError
 from llmkit.errors import DataError, RecipeError
-from llmkit.evaluation import _generation
-from llmkit.evaluation._generation import answers, generate, prompt_ids, stop_ids
+from llmkit.evaluation._generation import answers, prompt_ids
+from llmkit.model import generation
+from llmkit.model.generation import generate
+from llmkit.model.loading import stop_ids
 from llmkit.recipe.spec import variants
 
 TEXTS = ["the capital", "yes", "what is two plus two? it is", "no maybe the capital of France is Paris", "of", "it is"]
@@ -162,7 +164,7 @@ def test_the_models_end_tokens_stop_the_answer_too_and_padding_is_not_decoded(mo
     tokens = tokens[0, len(prompt) :].tolist()
     model.generation_config.eos_token_id = [tokens[2], 4]
     tokenizer.pad_token = None
-    assert stop_ids(model, tokenizer) == {tokenizer.eos_token_id, tokens[2], 4}
+    assert stop_ids(tokenizer, model.generation_config) == {tokenizer.eos_token_id, tokens[2], 4}
     first = tokens.index(tokens[2])
     answer, _ = generate(model, tokenizer, [prompt, [9, 8, 7]], max_new_tokens=8, batch_size=2)
     assert answer == tokenizer.decode(tokens[:first])
@@ -178,7 +180,7 @@ def test_sampling_repeats_with_its_seed_only_and_is_from_the_whole_distribution(
     assert sample(1) == first
     assert sample(2) != first
     assert sample(1, temperature=1e-4) == generate(model, tokenizer, prompts, max_new_tokens=8, batch_size=4)
-    config = _generation._settings(4, 1.0, stop={2}, pad=0)
+    config = generation._settings(4, 1.0, stop={2}, pad=0)
     assert (config.top_k, config.top_p, config.do_sample) == (0, 1.0, True)
 
 
@@ -210,9 +212,9 @@ def test_prompt_learning_answers_alike_in_any_batch(model, tokenizer, prompts, k
 
 def test_batches_are_longest_first_and_of_one_length_where_asked():
     lengths = [3, 7, 3, 5, 3, 7]
-    assert _generation._batches(lengths, 4, equal=False) == [[1, 5, 3, 0], [2, 4]]
-    assert _generation._batches(lengths, 2, equal=True) == [[1, 5], [3], [0, 2], [4]]
-    assert _generation._batches([], 2, equal=True) == []
+    assert generation._batches(lengths, 4, equal=False) == [[1, 5, 3, 0], [2, 4]]
+    assert generation._batches(lengths, 2, equal=True) == [[1, 5], [3], [0, 2], [4]]
+    assert generation._batches([], 2, equal=True) == []
 
 
 def test_prompt_of_a_conversation(tokenizer):
