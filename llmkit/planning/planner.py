@@ -315,10 +315,10 @@ def state_bytes(case: Case) -> int | None:
     return round(case.size.parameters * per_parameter)
 
 
-_AUTOCAST_BYTES, _PLAIN_BYTES = 56, 90
+_AUTOCAST_BYTES, _PLAIN_BYTES = 60, 92
 """Kept for the backward pass per token, layer and unit of hidden size, with autocast to 16 bits and without.
 
-Measured on layers of Llama and Qwen2 with fused attention: 41 to 77 with autocast, 48 to 127 without (an adapter in
+Measured on layers of Llama and Qwen2 with fused attention: 47 to 77 with autocast, 65 to 127 without (an adapter in
 float32 on a 16-bit base copies its inputs). Qwen's wide MLPs make the upper ends, but its models have fewer layers or
 smaller ones than `_shape` guesses: the product is what has to be right."""
 

@@ -40,7 +40,8 @@ class Said:
 def llmkit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Said]:
     """Return a runner of the command line in this process, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # main() sets it, and nothing may stay behind
+    for name, value in (("OMP_WAIT_POLICY", "PASSIVE"), ("PYDANTIC_DISABLE_PLUGINS", "1")):
+        monkeypatch.setenv(name, value)  # main() sets them, and nothing may stay behind
 
     def call(*arguments: str | Path) -> Said:
         monkeypatch.setattr(sys, "argv", ["llmkit", *map(str, arguments)])

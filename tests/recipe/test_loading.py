@@ -151,7 +151,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(read: Callable[..., Docum
         ("a: 2020-13-45\n", "recipe.yaml", "month must be in 1..12"),
         ("a: !!bool x\n", "recipe.yaml", "not valid YAML"),
         ("a: \x01\n", "recipe.yaml", "#x0001"),
-        ("[" * 400, "recipe.yaml", "nested too deeply"),
+        ("[" * 1000, "recipe.yaml", "nested too deeply"),
         (b"a: 1\nb: caf\xe9\n", "recipe.yaml:2", "not UTF-8"),
     ],
 )
