@@ -30,7 +30,7 @@ CORPUS = ["the capital of France is Paris", "user assistant system", "what is tw
 
 
 @pytest.fixture(scope="session")
-def _bpe() -> Tokenizer:
+def bpe() -> Tokenizer:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -47,12 +47,12 @@ def _bpe() -> Tokenizer:
 
 
 @pytest.fixture
-def tokenizer(_bpe: Tokenizer) -> PreTrainedTokenizerFast:
+def tokenizer(bpe: Tokenizer) -> PreTrainedTokenizerFast:
     """ChatML tokenizer; its padding side stays the default, right."""
     from transformers import PreTrainedTokenizerFast
 
     made = PreTrainedTokenizerFast(
-        tokenizer_object=_bpe, eos_token="<|im_end|>", pad_token="<|pad|>", padding_side="right"
+        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|pad|>", padding_side="right"
     )
     made.chat_template = CHATML
     return made
@@ -88,12 +88,12 @@ def model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 @pytest.fixture(scope="session")
-def tiny_folder(_bpe: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_folder(bpe: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the tiny Llama with its tokenizer, as `from_pretrained` takes it. Do not write into it."""
     from transformers import PreTrainedTokenizerFast
 
     folder = tmp_path_factory.mktemp("tiny") / "tiny-llama"
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=_bpe, eos_token="<|im_end|>", pad_token="<|pad|>")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|pad|>")
     tokenizer.chat_template = CHATML
     tokenizer.save_pretrained(folder)
     build_model(len(tokenizer)).save_pretrained(folder)

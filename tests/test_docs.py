@@ -3,7 +3,7 @@
 Blocks of one page run in order in one folder. An HTML comment above a block tells the tests what its reader need not
 know: `<!-- test: set a.b=c -->` adds overrides to its commands (`TINY` is the tiny model's folder), `file NAME` saves
 the block, `format NAME` converts its rows, `refused` and `exits N` expect an error, `stdin TEXT` is typed in, and
-`skip REASON` leaves it out.
+`skip REASON` leaves it out. Recipes for real weights that Python blocks load are made small by themselves.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,8 +140,28 @@ class Reader:
     # --- everything else
 
     def execute(self, block: Block) -> None:
+        import llmkit
+
         source = "\n" * block.line + block.text
-        exec(compile(source, str(block.page), "exec"), self.names)
+        with self.monkeypatch.context() as patch:
+            patch.setattr(llmkit, "load_recipe", self._load_small, raising=False)
+            exec(compile(source, str(block.page), "exec"), self.names)
+
+    def _load_small(self, path: str, overrides: Sequence[str] = ()) -> Recipe:
+        """Load a recipe as the page does; one for real weights gets the tiny model, few rows and two steps."""
+        recipe = load_recipe(path, overrides)
+        if not recipe.model.name.startswith("package:"):
+            return recipe
+        small = [f"model.name={self.tiny}", "hardware.device=cpu", "training.max_steps=2"]
+        for name in ("train", "eval"):
+            sources = getattr(recipe.data, name)
+            small += [f"data.{name}.{i}.max_rows=12" for i in range(len(sources) if isinstance(sources, tuple) else 0)]
+        small += [
+            f"evaluation.{i}.max_new_tokens=4"
+            for i, evaluation in enumerate(recipe.evaluation)
+            if "max_new_tokens" in type(evaluation).model_fields
+        ]
+        return load_recipe(path, [*overrides, *small])
 
     def check_yaml(self, block: Block) -> None:
         path = self.folder / block.notes.get("file", f"block-{block.line}.yaml")

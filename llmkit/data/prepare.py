@@ -55,6 +55,7 @@ def load_splits(
     ledger = Ledger()
     reader = _Reader(recipe, tokenizer, stops, shape, max_length)
     train = [row for source in recipe.data.train for row in reader.rows(source, _account(ledger.train, source))]
+    _check_accounts(ledger.train, train)
     held_out: list[Row] = []
     if isinstance(recipe.data.eval, float):
         train, held_out = _hold_out(train, recipe.data.eval, seed, ledger)

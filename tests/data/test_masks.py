@@ -67,8 +67,8 @@ words = st.text(st.characters(codec="utf-8", exclude_characters="<|>"), min_size
 
 @settings(max_examples=60, deadline=None)
 @given(turns=st.lists(words, min_size=2, max_size=6).filter(lambda t: len(t) % 2 == 0))
-def test_any_text_is_masked_exactly(_bpe: Any, turns: list[str]) -> None:
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=_bpe, eos_token="<|im_end|>", pad_token="<|pad|>")
+def test_any_text_is_masked_exactly(bpe: Any, turns: list[str]) -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|pad|>")
     tokenizer.chat_template = UNMARKED
     _, labels = tokenize(tokenizer, Shape.CONVERSATION, conversation(*turns), stops(tokenizer))
     assert trained_text(tokenizer, labels) == [f"{answer}<|im_end|>" for answer in turns[1::2]]

@@ -375,7 +375,7 @@ def test_loading_the_text_of_a_recipe_gives_the_same_recipe(write: Callable[...,
     for overrides in ([], ["adapter.lora_dropout=0.1", "training.seed=2"], ["adapter=null"]):
         recipe = load_recipe(child, overrides)
         again = load_recipe(write(recipe.written, "run.yaml"))
-        assert again == recipe
+        assert again.model_dump() == recipe.model_dump()
         assert again.training.kwargs() == recipe.training.kwargs()
         assert load_recipe(write(again.written, "run-2.yaml")).written == again.written
 

@@ -1,0 +1,87 @@
+"""What can be refused before torch is imported, a row is read, or anything is downloaded."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+from llmkit.data.prepare import check_data
+from llmkit.errors import RecipeError, SetupError, did_you_mean
+from llmkit.model.sources import locate
+from llmkit.planning.planner import check as check_plan
+from llmkit.recipe import fields
+
+if TYPE_CHECKING:
+    from llmkit.recipe.recipe import Recipe
+
+# Trackers of transformers 5.23 whose package is imported under the same name.
+TRACKERS = ("clearml", "codecarbon", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
+
+
+def check(recipe: Recipe) -> None:
+    """Refuse what can't work, before torch is imported or anything is downloaded.
+
+    Raises RecipeError, DataError or SetupError.
+    """
+    check_plan(recipe)
+    locate(recipe.model, recipe.folder)
+    check_data(recipe)
+    require_trackers(recipe)
+    _check_continued(recipe)
+    for evaluation in recipe.evaluation:
+        evaluation.check_setup(recipe.folder)
+    needy = [e.type for e in recipe.evaluation if e.requires_rows()]
+    if needy and recipe.data.eval is None:
+        raise RecipeError(
+            f"evaluation {', '.join(needy)} needs held-out rows",
+            remedy="Add `eval: 0.02` (a share of the training rows) or sources of their own to `data`.",
+        )
+    whole = [x.type for x in recipe.export if x.needs_adapter]
+    if whole and recipe.adapter is None:
+        raise RecipeError(
+            f"export {', '.join(whole)} needs an adapter, and this recipe trains the full model",
+            remedy="Remove the export (a fully trained model is whole in RUN/model), or add `adapter: {type: lora}`.",
+        )
+
+
+def _check_continued(recipe: Recipe) -> None:
+    if not is_adapter(recipe):
+        return
+    if recipe.adapter is None:
+        raise RecipeError(
+            f"`model.name`: {recipe.model.name} is an adapter folder, and the recipe has no `adapter`",
+            remedy="Add `adapter: {type: lora}` to go on training it; its shape comes from the folder.",
+        )
+    if recipe.adapter.kwargs():
+        keys = ", ".join(sorted(recipe.adapter.kwargs()))
+        raise RecipeError(
+            f"`adapter`: {keys} can't be set, because training continues from the adapter in {recipe.model.name}",
+            remedy="Write `adapter: {type: lora}` alone, or start from a base model.",
+        )
+
+
+def is_adapter(recipe: Recipe) -> bool:
+    """Whether `model.name` is an adapter folder that training continues from."""
+    return locate(recipe.model, recipe.folder).adapter is not None
+
+
+def setting(recipe: Recipe, name: str) -> Any:
+    """Return a training field of `recipe`: what it sets, or the default of the method's TRL config (None if none)."""
+    known = fields.describe(recipe.method.config)
+    default = known[name].default if name in known else None
+    return recipe.training.kwargs().get(name, default)
+
+
+def require_trackers(recipe: Recipe) -> None:
+    """Raise SetupError if the recipe reports to a tracker whose package is not installed."""
+    wanted = recipe.training.kwargs().get("report_to") or []
+    for tracker in [wanted] if isinstance(wanted, str) else wanted:
+        if tracker in ("none", "all"):
+            continue
+        if tracker not in TRACKERS:
+            hint = did_you_mean(tracker, TRACKERS)
+            raise RecipeError(
+                f"`training.report_to` must be none, all or one of {', '.join(TRACKERS)}, not {tracker!r}{hint}"
+            )
+        if importlib.util.find_spec(tracker) is None:
+            raise SetupError(f"`training.report_to`: {tracker} is not installed", remedy=f"pip install {tracker}")

@@ -1,0 +1,159 @@
+"""Recipe -> everything that trains: model, tokenizer, audited rows, trainer. Used by `run` and by custom loops."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmkit.data.ledger import Ledger
+from llmkit.data.prepare import load_splits
+from llmkit.data.splits import Splits
+from llmkit.methods.base import Job
+from llmkit.model.loading import load_model, load_stop_ids, load_tokenizer, will_convert
+from llmkit.model.sources import cache_folder
+from llmkit.planning.hardware import Hardware, probe
+from llmkit.planning.planner import Plan
+from llmkit.planning.planner import plan as make_plan
+from llmkit.planning.size import model_size
+from llmkit.recipe.recipe import Recipe
+from llmkit.runs.checks import check, is_adapter, setting
+from llmkit.runs.progress import Narrator
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+    from torch.utils.data import DataLoader
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to train. The trainer owns the model; a custom loop takes `loop()` instead."""
+
+    recipe: Recipe
+    plan: Plan
+    tokenizer: PreTrainedTokenizerBase
+    splits: Splits
+    ledger: Ledger
+    trainer: Trainer
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model with its adapter, on its device."""
+        return self.trainer.model
+
+    def loop(self) -> Loop:
+        """Return what a training loop of one's own needs; the same rows in the same order as `llmkit run`."""
+        from transformers import set_seed
+
+        trainer = self.trainer
+        args = trainer.args
+        # The trainer does the same when it starts: batches and dropout depend on this state.
+        set_seed(args.seed)
+        loader = trainer.get_train_dataloader()
+        updates = -(-len(loader) // args.gradient_accumulation_steps)
+        steps = args.max_steps if args.max_steps > 0 else math.ceil(updates * args.num_train_epochs)
+        trainer.create_optimizer_and_scheduler(num_training_steps=steps)
+        model, optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
+        return Loop(
+            model,
+            loader,
+            optimizer,
+            trainer.lr_scheduler,
+            trainer.accelerator,
+            steps,
+            args.gradient_accumulation_steps,
+            args.max_grad_norm,
+        )
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The parts of a training loop: everything is placed and prepared by accelerate."""
+
+    model: PreTrainedModel
+    loader: DataLoader[dict[str, Any]]
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    accelerator: Accelerator
+    steps: int
+    """Optimizer steps that `llmkit run` would take."""
+    accumulation: int
+    """Batches per optimizer step; the last step of an epoch takes those that are left."""
+    max_grad_norm: float
+
+
+def plan(recipe: Recipe, hardware: Hardware | None = None) -> Plan:
+    """Decide everything that the recipe leaves open, for `hardware` (default: this machine), with reasons."""
+    hardware = hardware or probe(recipe.hardware.device)
+    return make_plan(recipe, hardware, model_size(recipe.model.name, recipe.folder))
+
+
+def prepare(
+    recipe: Recipe,
+    *,
+    output_dir: str | Path | None = None,
+    plan_: Plan | None = None,
+    callbacks: tuple[TrainerCallback, ...] = (),
+    narrator: Narrator | None = None,
+) -> Prepared:
+    """Load, audit and build everything up to the trainer; nothing is trained.
+
+    `output_dir` is where the trainer would write checkpoints (default: a temporary folder). Raises RecipeError,
+    DataError or SetupError with the place of what is wrong.
+    """
+    check(recipe)
+    narrator = narrator or Narrator()
+    the_plan = plan_ or plan(recipe)
+    output = Path(output_dir) if output_dir else Path(tempfile.mkdtemp(prefix="llmkit-"))
+    _use_threads(the_plan)
+    if will_convert(recipe):
+        narrator.say(f"converting {recipe.model.name} to safetensors (once; kept in {cache_folder()})")
+    tokenizer = load_tokenizer(recipe)
+    stops = load_stop_ids(recipe, tokenizer)
+    splits, ledger = load_splits(
+        recipe, tokenizer, stops, max_length=setting(recipe, "max_length"), seed=int(setting(recipe, "seed"))
+    )
+    for line in ledger.sentences():
+        narrator.say(line)
+    model = load_model(recipe, the_plan, tokenizer)
+    narrator.say(f"loaded {recipe.model.name}: {_describe(model, the_plan)}")
+    job = Job(
+        recipe=recipe,
+        plan=the_plan,
+        model=model,
+        tokenizer=tokenizer,
+        splits=splits,
+        output_dir=output,
+        callbacks=callbacks,
+        adapted=is_adapter(recipe),
+    )
+    trainer = recipe.method.build_trainer(job)
+    _quiet(trainer)
+    return Prepared(recipe, the_plan, tokenizer, splits, ledger, trainer)
+
+
+def _use_threads(the_plan: Plan) -> None:
+    # accelerate launch sets OMP_NUM_THREADS=1 when it is unset, which leaves cores idle: the plan knows better.
+    import torch
+
+    if the_plan.hardware.kind == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(int(the_plan["hardware.threads"]))
+
+
+def _describe(model: PreTrainedModel, the_plan: Plan) -> str:
+    total = model.num_parameters()
+    return f"{total / 1e6:,.0f} M parameters, {model.dtype}".replace("torch.", "") + f", on {the_plan['hardware.device']}"
+
+
+def _quiet(trainer: Trainer) -> None:
+    """Remove the trainer's own printing; llmkit's callback draws the line."""
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)

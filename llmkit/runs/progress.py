@@ -1,0 +1,134 @@
+"""What a person sees while a run works: stages, one live line, plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+    from transformers import TrainerCallback
+
+    from llmkit.runs.folder import RunFolder
+
+PLAIN_SECONDS = 10.0
+"""Where there is no terminal, a line of progress is printed at most this often."""
+
+
+class Narrator:
+    """Says what a run does. Silent for the Python API unless a console is given."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        from rich.console import Console
+
+        self.console = console or Console(quiet=True)
+        self.started = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """Print one line with the seconds since the start."""
+        from rich.markup import escape
+
+        clock = time.monotonic() - self.started
+        self.console.print(f"[dim]{clock:6.1f} s[/dim]  {escape(text)}", highlight=False)
+
+    def warn(self, text: str) -> None:
+        """Print one warning: something odd but legal."""
+        from rich.markup import escape
+
+        self.console.print(f"[yellow]warning:[/yellow] {escape(text)}", highlight=False)
+
+    @contextmanager
+    def bar(self, title: str, total: int, unit: str = "") -> Iterator[Bar]:
+        """Show progress towards `total`: a live bar on a terminal, a line now and then elsewhere."""
+        if not self.console.is_terminal:
+            yield Bar(self, title, total, unit)
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("         {task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console, transient=True) as live:
+            yield Bar(self, title, total, unit, live)
+
+
+class Bar:
+    """Progress towards a total."""
+
+    def __init__(self, narrator: Narrator, title: str, total: int, unit: str, live: Progress | None = None) -> None:
+        self.narrator, self.title, self.total, self.unit, self.live = narrator, title, total, unit, live
+        self.began = self.printed = time.monotonic()
+        self.task = live.add_task(title, total=total, note="") if live else None
+
+    def update(self, done: int, note: str = "") -> None:
+        """Show that `done` of the total is done, with a note such as the loss."""
+        if self.live is not None and self.task is not None:
+            self.live.update(self.task, completed=done, note=note)
+            return
+        now = time.monotonic()
+        if now - self.printed >= PLAIN_SECONDS or (done == self.total and self.printed > self.began):
+            self.printed = now
+            left = (now - self.began) / max(done, 1) * (self.total - done)
+            self.narrator.say(f"{self.title} {done}/{self.total} {note}  {_duration(left)} left".replace("  ", " "))
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def training_callback(narrator: Narrator, folder: RunFolder | None) -> TrainerCallback:
+    """Return the callback that draws the training line and writes metrics.jsonl."""
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):
+        """Step, loss, real (unpadded) tokens per second and the time left."""
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.note, self.rate = "", 0.0
+            self.tokens, self.clock = 0.0, time.monotonic()
+            self.context = narrator.bar("training", state.max_steps)
+            self.bar = self.context.__enter__()
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kw: Any) -> None:
+            if not state.is_world_process_zero or not logs:
+                return
+            entry = {"step": state.global_step, **{k: v for k, v in logs.items() if k != "total_flos"}}
+            if "num_tokens" in logs and "loss" in logs:
+                entry["tokens_per_second"] = self._rate(float(logs["num_tokens"]))
+                self.note = f"loss {logs['loss']:.4f} · {self.rate:,.0f} tokens/s"
+            if folder is not None:
+                folder.append_metrics(entry)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.is_world_process_zero:
+                self.bar.update(state.global_step, self.note)
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.context.__exit__(None, None, None)
+
+        def _rate(self, tokens: float) -> float:
+            """Return tokens per second since the last log, smoothed for the eye."""
+            now = time.monotonic()
+            latest = (tokens - self.tokens) / max(now - self.clock, 1e-9)
+            self.rate = latest if not self.rate else 0.8 * self.rate + 0.2 * latest
+            self.tokens, self.clock = tokens, now
+            return round(latest, 1)
+
+    return Watch()
+
+
+def terminal() -> Narrator:
+    """Return the narrator of the command line: standard error, so that results can be piped."""
+    from rich.console import Console
+
+    return Narrator(Console(file=sys.stderr, soft_wrap=True))

@@ -1,0 +1,179 @@
+"""The straight line: recipe -> plan -> run folder -> rows -> training -> scores -> exports."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmkit.data.ledger import Ledger
+from llmkit.errors import DataError, RecipeError, RunError, SetupError
+from llmkit.evaluation.base import Score
+from llmkit.exports.base import Exported, Trained
+from llmkit.planning.planner import Plan
+from llmkit.recipe.recipe import Recipe
+from llmkit.runs import scoring
+from llmkit.runs.checks import check, setting
+from llmkit.runs.exporting import export_all
+from llmkit.runs.folder import (
+    RunFolder,
+    data_hashes,
+    disk_full_explained,
+    environment,
+    file_hash,
+    require_space,
+    text_hash,
+)
+from llmkit.runs.prepare import Prepared, plan, prepare
+from llmkit.runs.progress import Narrator, training_callback
+from llmkit.runs.resolved import resolved_yaml
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run produced; `base` and `tuned` are in the order of the recipe's `evaluation`."""
+
+    folder: Path
+    base: list[Score]
+    tuned: list[Score]
+    exported: list[Exported]
+    losses: list[float]
+    """Training loss of each logged step, in nats per trained token."""
+
+
+def run(
+    recipe: Recipe,
+    *,
+    out: str | Path | None = None,
+    name: str = "run",
+    resume: bool = False,
+    narrator: Narrator | None = None,
+) -> RunResult:
+    """Fine-tune, evaluate and export as `recipe` says; everything is kept in the run folder.
+
+    `out` is the run folder (default: `runs/NAME`, numbered if taken). With `resume`, the run in `out` goes on from its
+    last checkpoint. Raises RecipeError, DataError or SetupError before anything is trained, RunError if what was
+    trained or exported does not pass its check.
+    """
+    narrator = narrator or Narrator()
+    check(recipe)
+    the_plan = plan(recipe)
+    folder = _open(out, name, resume, recipe)
+    with folder.logging(), disk_full_explained(folder.path):
+        with _nothing_left_behind(folder, resume):
+            _record(folder, recipe, the_plan)
+            narrator.say(f"{folder.path}: {the_plan.hardware.summary}")
+            prepared = prepare(
+                recipe,
+                output_dir=folder.checkpoints,
+                plan_=the_plan,
+                callbacks=(training_callback(narrator, folder),),
+                narrator=narrator,
+            )
+        _record_inputs(folder, prepared)
+        return _train_and_judge(prepared, folder, resume, narrator)
+
+
+@contextmanager
+def _nothing_left_behind(folder: RunFolder, resume: bool) -> Iterator[None]:
+    """Remove the new run folder if the recipe, the rows or the machine are refused before anything is trained.
+
+    Otherwise the corrected recipe would be told that the folder holds another run.
+    """
+    try:
+        yield
+    except (RecipeError, DataError, SetupError):
+        if not resume:
+            shutil.rmtree(folder.path)
+        raise
+
+
+def _open(out: str | Path | None, name: str, resume: bool, recipe: Recipe) -> RunFolder:
+    if not resume:
+        return RunFolder.create(Path(out)) if out else RunFolder.numbered(Path("runs"), name)
+    folder = RunFolder.open(Path(out or Path("runs") / name))
+    written = (folder.path / "recipe.yaml").read_text(encoding="utf-8")
+    if written != recipe.written:
+        raise RecipeError(
+            f"the recipe differs from the one that {folder.path} was started with",
+            remedy=f"Continue it as it was: llmkit run {folder.path / 'recipe.yaml'} --resume; or start a new run.",
+        )
+    return folder
+
+
+def _record(folder: RunFolder, recipe: Recipe, the_plan: Plan) -> None:
+    """Write what is going to happen, before anything is downloaded."""
+    folder.write_text("recipe.yaml", recipe.written)
+    folder.write_text("resolved.yaml", resolved_yaml(recipe, the_plan))
+    folder.write_json("plan.json", the_plan.to_dict())
+    folder.update_lock(**environment(), data=data_hashes(recipe), seed=setting(recipe, "seed"), folder=str(recipe.folder))
+    size = the_plan.size.parameters if the_plan.size else 0
+    # Full training keeps weights and two moments per checkpoint; an adapter adds little to one exported copy.
+    require_space(folder.path, size * (4 if recipe.adapter else 24) + 100_000_000)
+
+
+def _record_inputs(folder: RunFolder, prepared: Prepared) -> None:
+    """Write what was read: the ledger of the rows, and hashes of tokenizer, template and weights."""
+    folder.write_json("ledger.json", prepared.ledger.to_dict())
+    backend = getattr(prepared.tokenizer, "backend_tokenizer", None)
+    weights = Path(str(prepared.model.config._name_or_path))
+    folder.update_lock(
+        tokenizer=text_hash(backend.to_str()) if backend is not None else None,
+        chat_template=text_hash(str(prepared.tokenizer.chat_template)) if prepared.tokenizer.chat_template else None,
+        weights={p.name: file_hash(p) for p in sorted(weights.glob("*.safetensors"))} if weights.is_dir() else {},
+        commit=getattr(prepared.model.config, "_commit_hash", None),
+    )
+
+
+def _train_and_judge(prepared: Prepared, folder: RunFolder, resume: bool, narrator: Narrator) -> RunResult:
+    recipe = prepared.recipe
+    base = _score(prepared, "base", narrator)
+    trainer = prepared.trainer
+    trainer.train(resume_from_checkpoint=_checkpoint(folder, resume, narrator))
+    losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+    _save(prepared, folder)
+    if losses:
+        narrator.say(f"trained {trainer.state.global_step} steps, loss {losses[0]:.4f} -> {losses[-1]:.4f}")
+    tuned = _score(prepared, "tuned", narrator)
+    if trainer.is_world_process_zero():
+        folder.write_json("evaluation.json", scoring.to_dict(recipe.evaluation, base=base, tuned=tuned))
+    trained = Trained(recipe, prepared.plan, prepared.model, prepared.tokenizer, prepared.splits, folder.model)
+    exported = export_all(trained, folder, narrator)
+    return RunResult(folder.path, base, tuned, exported, losses)
+
+
+def _checkpoint(folder: RunFolder, resume: bool, narrator: Narrator) -> str | None:
+    found = folder.last_checkpoint() if resume else None
+    if resume:
+        narrator.say(f"continuing from {found.name}" if found else "no checkpoint yet: starting at step 0")
+    return str(found) if found else None
+
+
+def _score(prepared: Prepared, name: str, narrator: Narrator) -> list[Score]:
+    return scoring.score(
+        prepared.recipe.evaluation,
+        prepared.model,
+        prepared.tokenizer,
+        prepared.splits.eval,
+        seed=prepared.trainer.args.seed,
+        folder=prepared.recipe.folder,
+        narrator=narrator,
+        name=name,
+    )
+
+
+def _save(prepared: Prepared, folder: RunFolder) -> None:
+    trainer: Trainer = prepared.trainer
+    trainer.save_model(str(folder.model))
+    # A pickle of the arguments: resolved.yaml says the same, and nobody has to unpickle it.
+    (folder.model / "training_args.bin").unlink(missing_ok=True)
+    if trainer.is_world_process_zero():
+        prepared.tokenizer.save_pretrained(folder.model)
+    if not any(folder.model.glob("*.safetensors")):
+        raise RunError(f"the trainer saved no weights in {folder.model}")

@@ -1,0 +1,98 @@
+"""Base beside tuned: the recipe's evaluations on the same rows, as one table."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from llmkit.evaluation.base import Score, Subject
+from llmkit.runs.progress import Narrator
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from llmkit.data.splits import Row
+    from llmkit.evaluation.base import Evaluation
+
+SHOWN_SAMPLES = 3
+
+
+def score(
+    evaluations: tuple[Evaluation, ...],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: tuple[Row, ...],
+    *,
+    seed: int,
+    folder: Path,
+    narrator: Narrator,
+    name: str,
+) -> list[Score]:
+    """Score `model` by each evaluation, in order; evaluations that need the same answers share them."""
+    subject = Subject(model=model, tokenizer=tokenizer, rows=rows, seed=seed, folder=folder)
+    scores = []
+    for evaluation in evaluations:
+        limit = getattr(evaluation, "limit", None)
+        with narrator.bar(f"{name}: {evaluation.type}", min(limit or len(rows), len(rows))) as bar:
+            subject.on_done = bar.update
+            found = evaluation.score(subject)
+        scores.append(found)
+        values = ", ".join(f"{k} {v:.4g}" for k, v in found.metrics.items()) or f"{len(found.samples)} answers"
+        narrator.say(f"{name}: {values} ({found.rows} rows)")
+    return scores
+
+
+def to_dict(evaluations: tuple[Evaluation, ...], **models: list[Score]) -> list[dict[str, Any]]:
+    """Return the scores of several models as JSON-able values, one entry per evaluation."""
+    return [
+        {
+            "evaluation": evaluation.model_dump(exclude_unset=True),
+            **{name: asdict(scores[index]) for name, scores in models.items()},
+        }
+        for index, evaluation in enumerate(evaluations)
+    ]
+
+
+def table(base: list[Score], tuned: list[Score] | None) -> Table:
+    """Return the table base | tuned | change, one line per metric; without `tuned`, the base alone."""
+    grid = Table(title="held-out rows", title_justify="left")
+    for heading in ("metric", "rows", "base", *(("tuned", "change") if tuned is not None else ())):
+        grid.add_column(heading, justify="left" if heading == "metric" else "right")
+    seen = set()
+    for index, before in enumerate(base):
+        for name, value in before.metrics.items():
+            if name in seen:
+                continue
+            seen.add(name)
+            new = tuned[index].metrics[name] if tuned is not None else None
+            change = () if new is None else (_number(new), f"{new - value:+.4g}")
+            grid.add_row(name, str(before.rows), _number(value), *change)
+    return grid
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def samples_table(base: list[Score], tuned: list[Score] | None) -> Table | None:
+    """Return the first answers of both models side by side, or None where nothing was generated."""
+    index = next((i for i, score in enumerate(base) if score.samples), None)
+    if index is None:
+        return None
+    grid = Table(title="sample answers", title_justify="left", show_lines=True)
+    for heading in ("prompt", "expected", "base", *(("tuned",) if tuned is not None else ())):
+        grid.add_column(heading, overflow="fold", ratio=1)
+    for row, sample in enumerate(base[index].samples[:SHOWN_SAMPLES]):
+        answers = (sample.answer, *((tuned[index].samples[row].answer,) if tuned is not None else ()))
+        grid.add_row(*(_cell(text) for text in (sample.prompt, sample.reference, *answers)))
+    return grid
+
+
+def _cell(text: str | None) -> Any:
+    from rich.text import Text
+
+    short = text or ""
+    return Text(short if len(short) <= 300 else short[:297] + "...")
