@@ -65,7 +65,9 @@ def chat(
     with captured_logs(quiet_handler()):
         opened = reopen(target, overrides)
         if not opened.tokenizer.chat_template:
-            raise SetupError("the tokenizer has no chat template", remedy="Give one: --set model.chat_template=FILE.jinja")
+            raise SetupError(
+                "the tokenizer has no chat template", remedy="Give one: --set model.chat_template=FILE.jinja"
+            )
         start = _opening(opened, system)
         messages = list(start)
         for line in _lines():

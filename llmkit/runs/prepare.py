@@ -148,7 +148,8 @@ def _use_threads(the_plan: Plan) -> None:
 
 def _describe(model: PreTrainedModel, the_plan: Plan) -> str:
     total = model.num_parameters()
-    return f"{total / 1e6:,.0f} M parameters, {model.dtype}".replace("torch.", "") + f", on {the_plan['hardware.device']}"
+    dtype = str(model.dtype).removeprefix("torch.")
+    return f"{total / 1e6:,.0f} M parameters, {dtype}, on {the_plan['hardware.device']}"
 
 
 def _quiet(trainer: Trainer) -> None:

@@ -40,7 +40,7 @@ class Reopened:
 
 
 def recipe_of(target: Path, overrides: Iterable[str] = ()) -> tuple[Recipe, RunFolder | None]:
-    """Return the recipe of a run folder or of a recipe file; raises RecipeError or SetupError if `target` is neither."""
+    """Return the recipe of a run folder or of a recipe file; or raise RecipeError or SetupError."""
     if not target.is_dir():
         return load_recipe(target, overrides), None
     folder = RunFolder.open(target)
@@ -62,26 +62,20 @@ def open_model(recipe: Recipe, folder: RunFolder | None, *, base: bool = False) 
     if folder is None or base:
         model = load_model(recipe, the_plan, tokenizer)
     elif not folder.model.is_dir():
-        raise SetupError(f"{folder.path} has no trained model yet", remedy=f"llmkit run {folder.path}/recipe.yaml --resume")
-    elif (folder.model / "adapter_config.json").is_file():
-        from peft import PeftModel
-
-        plain = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": _base_name(folder, recipe)})})
-        model = PeftModel.from_pretrained(load_model(plain.placed(recipe.folder), the_plan, tokenizer), folder.model)
+        raise SetupError(
+            f"{folder.path} has no trained model yet", remedy=f"llmkit run {folder.path}/recipe.yaml --resume"
+        )
     else:
-        whole = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": str(folder.model.resolve())})})
-        model = load_model(whole.placed(recipe.folder), the_plan, tokenizer)
+        # An adapter folder is loaded over its base like one that training continues from.
+        model = load_model(_with_model(recipe, folder.model), the_plan, tokenizer)
     model.eval()
     return Reopened(recipe, the_plan, folder, tokenizer, on_device(model, the_plan))
 
 
-def _base_name(folder: RunFolder, recipe: Recipe) -> str:
-    """Return the base of the run's adapter: not `model.name` where that is itself an adapter to continue from."""
-    from llmkit.model.sources import locate
-
-    return recipe.model.name if locate(recipe.model, recipe.folder).adapter is None else str(
-        json.loads((folder.model / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-    )
+def _with_model(recipe: Recipe, path: Path) -> Recipe:
+    """Return `recipe` with the model in the folder `path` in place of its own; everything else is as it was."""
+    model = recipe.model.model_copy(update={"name": str(path.resolve())})
+    return recipe.model_copy(update={"model": model}).placed(recipe.folder)
 
 
 def _splits(opened: Reopened) -> Splits:
@@ -122,9 +116,7 @@ def evaluate(
     return found
 
 
-def export(
-    target: str | Path, overrides: Iterable[str] = (), *, narrator: Narrator | None = None
-) -> list[Exported]:
+def export(target: str | Path, overrides: Iterable[str] = (), *, narrator: Narrator | None = None) -> list[Exported]:
     """Write the exports of a finished run, each checked; raises SetupError if `target` has no trained model."""
     opened = reopen(Path(target), overrides)
     if opened.folder is None:
@@ -132,9 +124,7 @@ def export(
     if not opened.recipe.export:
         raise RecipeError("the recipe has no `export`", remedy="Add one: --set 'export=[{type: merged}]'")
     check(opened.recipe)
-    trained = Trained(
-        opened.recipe, opened.plan, opened.model, opened.tokenizer, _splits(opened), opened.folder.model
-    )
+    trained = Trained(opened.recipe, opened.plan, opened.model, opened.tokenizer, _splits(opened), opened.folder.model)
     return export_all(trained, opened.folder, narrator or Narrator())
 
 

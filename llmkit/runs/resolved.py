@@ -26,14 +26,9 @@ class Resolved:
 def resolve(recipe: Recipe, plan: Plan) -> list[Resolved]:
     """Return every value of the run: what the recipe sets, what the planner adds, what the libraries default to."""
     values = recipe.model_dump(exclude_unset=True)
-    found = [
-        Resolved(".".join(map(str, path)), value, recipe.origin(path))
-        for path, value in _leaves(values)
-    ]
+    found = [Resolved(".".join(map(str, path)), value, recipe.origin(path)) for path, value in _leaves(values)]
     known = {r.key for r in found}
-    found += [
-        Resolved(d.key, d.value, f"planner: {d.reason}") for d in plan.decisions if d.key not in known
-    ]
+    found += [Resolved(d.key, d.value, f"planner: {d.reason}") for d in plan.decisions if d.key not in known]
     known |= {d.key for d in plan.decisions}
     for section, spec, config in _library_sections(recipe):
         reserved = {**spec.reserved}

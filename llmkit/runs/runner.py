@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmkit.data.ledger import Ledger
 from llmkit.errors import DataError, RecipeError, RunError, SetupError
 from llmkit.evaluation.base import Score
 from llmkit.exports.base import Exported, Trained
@@ -112,7 +111,9 @@ def _record(folder: RunFolder, recipe: Recipe, the_plan: Plan) -> None:
     folder.write_text("recipe.yaml", recipe.written)
     folder.write_text("resolved.yaml", resolved_yaml(recipe, the_plan))
     folder.write_json("plan.json", the_plan.to_dict())
-    folder.update_lock(**environment(), data=data_hashes(recipe), seed=setting(recipe, "seed"), folder=str(recipe.folder))
+    folder.update_lock(
+        **environment(), data=data_hashes(recipe), seed=setting(recipe, "seed"), folder=str(recipe.folder)
+    )
     size = the_plan.size.parameters if the_plan.size else 0
     # Full training keeps weights and two moments per checkpoint; an adapter adds little to one exported copy.
     require_space(folder.path, size * (4 if recipe.adapter else 24) + 100_000_000)

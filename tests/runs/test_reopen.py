@@ -10,8 +10,8 @@ import pytest
 
 from llmkit.errors import DataError, RecipeError, SetupError
 from llmkit.recipe.recipe import Recipe
-from llmkit.runs.progress import Narrator
 from llmkit.runs.answering import answer_file, chat
+from llmkit.runs.progress import Narrator
 from llmkit.runs.reopen import evaluate, export
 from llmkit.runs.runner import RunResult, run
 
