@@ -42,7 +42,7 @@ def locate(model: Model, folder: Path) -> ModelSource:
         return ModelSource("gguf", str(path))
     if path.is_dir():
         return _in_folder(path, model)
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1:
         raise SetupError(f"`model.name`: no such folder: {path}", remedy=_siblings(path))
     return ModelSource("hub", name)
 

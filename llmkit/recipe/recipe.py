@@ -154,14 +154,31 @@ class Recipe(Spec):
     """One run: a base model, data and a method."""
 
     model: Model
+    """The base model and how it is loaded."""
+
     data: Data
+    """What is learnt from, and what is held out."""
+
     method: AnyMethod
+    """How it learns."""
+
     adapter: AnyAdapter | None = None
+    """What is trained beside frozen weights; without it, all weights are trained."""
+
     quantization: AnyQuantization | None = None
+    """How the frozen weights are held; without it, in `model.dtype`."""
+
     training: Training = Training()
+    """Fields of TrainingArguments and of the method's TRL config."""
+
     evaluation: tuple[AnyEvaluation, ...] = Field(default=(), strict=False)
+    """What the base and the tuned model are scored by, on the held-out rows."""
+
     export: tuple[AnyExport, ...] = Field(default=(), strict=False)
+    """What is written at the end, each checked against the trained model."""
+
     hardware: HardwareChoice = HardwareChoice()
+    """Where to run."""
 
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
     _written: str = PrivateAttr(default="")

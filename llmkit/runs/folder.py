@@ -135,6 +135,7 @@ def _tensorboard_in(folder: Path) -> Iterator[None]:
 @contextmanager
 def captured_logs(handler: logging.Handler) -> Iterator[None]:
     """Route the logs and warnings of all libraries to `handler` alone, and silence their progress bars."""
+    _silence_progress_bars()
     root = logging.getLogger()
     before, level = list(root.handlers), root.level
     root.handlers, root.level = [handler], logging.WARNING
@@ -142,7 +143,6 @@ def captured_logs(handler: logging.Handler) -> Iterator[None]:
     theirs = [(logger, list(logger.handlers), logger.propagate) for logger in libraries]
     for logger in libraries:
         logger.handlers, logger.propagate = [], True
-    _silence_progress_bars()
     logging.captureWarnings(True)
     try:
         with warnings.catch_warnings():
@@ -160,6 +160,8 @@ def _silence_progress_bars() -> None:
     from huggingface_hub.utils.tqdm import disable_progress_bars
     from transformers.utils import logging as transformers_logging
 
+    # Adds transformers' own handler now rather than later, so that the caller can take it away.
+    transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()
     disable_progress_bars()
