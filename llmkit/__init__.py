@@ -8,7 +8,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Plan": "llmkit.planning.planner",
+    "Plan": "llmkit.planning.plan",
     "Prepared": "llmkit.runs.prepare",
     "Recipe": "llmkit.recipe.recipe",
     "RunResult": "llmkit.runs.runner",

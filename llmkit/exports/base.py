@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from llmkit.data.splits import Splits
-from llmkit.planning.planner import Plan
+from llmkit.planning.plan import Plan
 from llmkit.recipe.spec import Variant
 
 if TYPE_CHECKING:

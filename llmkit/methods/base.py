@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from llmkit.data.shapes import Shape
 from llmkit.data.splits import Row, Splits
-from llmkit.planning.planner import Plan
+from llmkit.planning.plan import Plan
 from llmkit.recipe.spec import Variant
 
 if TYPE_CHECKING:

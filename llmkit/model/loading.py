@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import SetupError
 from llmkit.model.sources import ModelSource, cache_folder, locate
-from llmkit.planning.planner import Plan
+from llmkit.planning.plan import Plan
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase

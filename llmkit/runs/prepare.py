@@ -16,7 +16,7 @@ from llmkit.methods.base import Job
 from llmkit.model.loading import load_model, load_stop_ids, load_tokenizer, will_convert
 from llmkit.model.sources import cache_folder
 from llmkit.planning.hardware import Hardware, probe
-from llmkit.planning.planner import Plan
+from llmkit.planning.plan import Plan
 from llmkit.planning.planner import plan as make_plan
 from llmkit.planning.size import model_size
 from llmkit.recipe.recipe import Recipe

@@ -14,7 +14,7 @@ from llmkit.errors import DataError, RecipeError, SetupError
 from llmkit.evaluation.base import Score
 from llmkit.exports.base import Exported, Trained
 from llmkit.model.loading import load_model, load_stop_ids, load_tokenizer, on_device
-from llmkit.planning.planner import Plan
+from llmkit.planning.plan import Plan
 from llmkit.recipe.loading import load_recipe
 from llmkit.recipe.recipe import Recipe
 from llmkit.runs import scoring

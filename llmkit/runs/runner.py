@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from llmkit.errors import DataError, RecipeError, RunError, SetupError
 from llmkit.evaluation.base import Score
 from llmkit.exports.base import Exported, Trained
-from llmkit.planning.planner import Plan
+from llmkit.planning.plan import Plan
 from llmkit.recipe.recipe import Recipe
 from llmkit.runs import scoring
 from llmkit.runs.checks import check, setting

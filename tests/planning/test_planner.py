@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from llmkit.errors import RecipeError
 from llmkit.planning.hardware import CATALOGUE, GIB, Hardware
-from llmkit.planning.planner import Case, Plan, activation_bytes, check, plan, state_bytes
+from llmkit.planning.plan import Plan
+from llmkit.planning.planner import Case, activation_bytes, check, plan, state_bytes
 from llmkit.planning.size import ModelSize
 from llmkit.recipe import fields
 from llmkit.recipe.recipe import Recipe

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from llmkit.model.adapters.base import Adapter
-from llmkit.planning.planner import Plan
+from llmkit.planning.plan import Plan
 
 if TYPE_CHECKING:
     from peft import LoraConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from llmkit.planning.planner import Plan
+from llmkit.planning.plan import Plan
 from llmkit.recipe.spec import LibrarySpec, Variant
 
 if TYPE_CHECKING:

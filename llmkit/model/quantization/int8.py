@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from llmkit.model.quantization.base import Quantization
-from llmkit.planning.planner import Plan
+from llmkit.planning.plan import Plan
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
