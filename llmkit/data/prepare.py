@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from llmkit.recipe.recipe import Recipe, Source
 
 TOKENIZED = frozenset({Shape.CONVERSATION, Shape.PROMPT_COMPLETION, Shape.TEXT})
+HELD_OUT = "held out for evaluation"
+OVERLAP = "also among the held-out rows"
 MOST_DROPPED = 0.5
 """A source that loses more than this share of its rows is a mistake and not a data set."""
 
@@ -153,7 +155,7 @@ def _hold_out(rows: list[Row], share: float, seed: int, ledger: Ledger) -> tuple
     account.tokens = sum(len(row.input_ids) for row in held_out)
     account.trained_tokens = sum(row.trained_tokens for row in held_out)
     for row in held_out:
-        _move(ledger.train, row, "held out for evaluation")
+        _move(ledger.train, row, HELD_OUT)
     return [row for index, row in enumerate(rows) if index not in chosen], held_out
 
 
@@ -163,7 +165,7 @@ def _without_overlap(train: list[Row], held_out: list[Row], ledger: Ledger) -> l
     kept = []
     for row in train:
         if _content(row) in seen:
-            _move(ledger.train, row, "also among the held-out rows")
+            _move(ledger.train, row, OVERLAP)
         else:
             kept.append(row)
     return kept
@@ -185,7 +187,7 @@ def _move(accounts: dict[str, Account], row: Row, reason: str) -> None:
 
 def _check_accounts(accounts: dict[str, Account], rows: Iterable[Row]) -> None:
     for name, account in accounts.items():
-        lost = {r: n for r, n in account.dropped.items() if r != "held out for evaluation"}
+        lost = {reason: n for reason, n in account.dropped.items() if reason not in (HELD_OUT, OVERLAP)}
         if account.read and sum(lost.values()) > MOST_DROPPED * account.read:
             reasons = ", ".join(f"{n} {reason}" for reason, n in lost.items())
             raise DataError(

@@ -66,8 +66,13 @@ def tolerance(trained: Trained, dtype: str) -> float:
     if trained.recipe.quantization is not None and trained.recipe.quantization.bits == 8:
         # int8 products round their activations as well; the merged weights have no counterpart of that.
         return 5e-2
-    exact = dtype == "float32" and str(trained.model.dtype) == "torch.float32"
+    computed = {**trained.plan.section("quantization"), **_quantization_keys(trained)}.get("bnb_4bit_compute_dtype")
+    exact = {dtype, str(trained.model.dtype).removeprefix("torch."), computed or "float32"} == {"float32"}
     return 1e-6 if exact else 1e-2
+
+
+def _quantization_keys(trained: Trained) -> dict[str, Any]:
+    return trained.recipe.quantization.kwargs() if trained.recipe.quantization is not None else {}
 
 
 def merge(trained: Trained) -> PreTrainedModel:
@@ -83,16 +88,15 @@ def merge(trained: Trained) -> PreTrainedModel:
 def _take_dequantized(base: PreTrainedModel, trained: PreTrainedModel) -> None:
     """Overwrite the linear weights of `base` by what the quantized layers of `trained` stand for."""
     import torch
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+    from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.integrations import dequantize_module_weight
 
     weights = dict(base.named_parameters())
     for name, module in trained.named_modules():
-        if (
-            not name.endswith(".base_layer")
-            or not hasattr(getattr(module, "weight", None), "quant_type")
-            and (not hasattr(getattr(module, "weight", None), "SCB"))
-        ):
+        if not isinstance(module, (Linear4bit, Linear8bitLt)) or isinstance(module, BaseTunerLayer):
             continue
+        # Layers without an adapter are quantized as well, and were trained around.
         key = name.removeprefix("base_model.model.").removesuffix(".base_layer") + ".weight"
         with torch.no_grad():
             weights[key].copy_(dequantize_module_weight(module).to("cpu", torch.float32))

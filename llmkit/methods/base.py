@@ -75,3 +75,10 @@ def keep_adapter_precision(trainer: Trainer, job: Job) -> None:
     for parameter in trainer.model.parameters():
         if parameter.requires_grad and parameter.dtype == torch.bfloat16:
             parameter.data = parameter.data.to(torch.float32)
+
+
+def one_device(args: Any) -> Any:
+    """Keep the Trainer from spreading one process over all visible GPUs (nn.DataParallel), which TRL refuses."""
+    if args.n_gpu > 1:
+        args._n_gpu = 1
+    return args

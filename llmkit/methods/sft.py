@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from llmkit.data.shapes import Shape
-from llmkit.methods.base import Job, Method, keep_adapter_precision
+from llmkit.methods.base import Job, Method, keep_adapter_precision, one_device
 
 if TYPE_CHECKING:
     from trl import SFTTrainer
@@ -29,7 +29,7 @@ class Sft(Method):
 
         from llmkit.methods._trained_tokens import TrainedTokensTrainer
 
-        args = SFTConfig(**job.training_kwargs())
+        args = one_device(SFTConfig(**job.training_kwargs()))
         evaluates = str(args.eval_strategy.value) != "no"
         trainer = TrainedTokensTrainer(
             model=job.model,

@@ -51,8 +51,12 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(recipe: Recipe, plan: Plan, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Load the base weights (quantized if the recipe says so) and the adapter that training continues from, if any.
+def load_model(
+    recipe: Recipe, plan: Plan, tokenizer: PreTrainedTokenizerBase, *, adapter: Path | None = None
+) -> PreTrainedModel:
+    """Load the base weights (quantized if the recipe says so) and an adapter over them.
+
+    The adapter is `adapter`, or else the one that the recipe continues from, if any.
 
     Raises SetupError if the hub can't be reached or the machine can't hold or run what was asked for.
     """
@@ -65,11 +69,11 @@ def load_model(recipe: Recipe, plan: Plan, tokenizer: PreTrainedTokenizerBase) -
         device=str(plan["hardware.device"]),
     )
     _agree_on_ends(model, tokenizer)
-    source = locate(recipe.model, recipe.folder)
-    if source.adapter:
+    adapter = adapter or locate(recipe.model, recipe.folder).adapter
+    if adapter is not None:
         from peft import PeftModel
 
-        return PeftModel.from_pretrained(model, source.adapter, is_trainable=True)
+        return PeftModel.from_pretrained(model, adapter, is_trainable=True)
     return model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from typing import TYPE_CHECKING, Any
 
 from llmkit.data.prepare import check_data
@@ -23,7 +24,9 @@ def check(recipe: Recipe) -> None:
 
     Raises RecipeError, DataError or SetupError.
     """
+    _check_processes()
     check_plan(recipe)
+    _check_adapter_init(recipe)
     locate(recipe.model, recipe.folder)
     check_data(recipe)
     require_trackers(recipe)
@@ -41,6 +44,25 @@ def check(recipe: Recipe) -> None:
         raise RecipeError(
             f"export {', '.join(whole)} needs an adapter, and this recipe trains the full model",
             remedy="Remove the export (a fully trained model is whole in RUN/model), or add `adapter: {type: lora}`.",
+        )
+
+
+def _check_processes() -> None:
+    # Loading, scoring and writing are one process's work so far; several would write the same run folder.
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SetupError(
+            f"llmkit was started as {os.environ['WORLD_SIZE']} processes, and runs in one so far",
+            remedy="Start it as `llmkit run RECIPE`, or with --nproc_per_node 1 / --num_processes 1.",
+        )
+
+
+def _check_adapter_init(recipe: Recipe) -> None:
+    """Refuse initialisations that rewrite the base weights where those are packed."""
+    init = recipe.adapter.kwargs().get("init_lora_weights", True) if recipe.adapter is not None else True
+    if recipe.quantization is not None and not (isinstance(init, bool) or init in ("gaussian", "orthogonal")):
+        raise RecipeError(
+            f"`adapter.init_lora_weights: {init}` rewrites the base weights, and quantized ones can't be rewritten",
+            remedy="Use true, gaussian or orthogonal, or leave out `quantization`.",
         )
 
 

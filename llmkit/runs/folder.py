@@ -14,10 +14,11 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmkit.data.sources import local_path
 from llmkit.errors import SetupError
 
 if TYPE_CHECKING:
@@ -63,8 +64,9 @@ class RunFolder:
     @classmethod
     def open(cls, path: Path) -> RunFolder:
         """Open an existing run folder; raises SetupError if `path` is none."""
-        if not (path / "recipe.yaml").is_file():
-            raise SetupError(f"{path} is not a run folder (it has no recipe.yaml)")
+        missing = [name for name in ("recipe.yaml", "lock.json") if not (path / name).is_file()]
+        if missing:
+            raise SetupError(f"{path} is not a run folder (it has no {' and no '.join(missing)})")
         return cls(path)
 
     @property
@@ -102,6 +104,13 @@ class RunFolder:
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop the lines of metrics.jsonl behind `step`: a resumed run takes those steps again."""
+        path = self.path / "metrics.jsonl"
+        if path.is_file():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            self.write_text(path.name, "".join(line for line in lines if json.loads(line)["step"] <= step))
+
     def update_lock(self, **entries: Any) -> None:
         """Add entries to lock.json."""
         name = "lock.json"
@@ -113,9 +122,8 @@ class RunFolder:
         """Send what the libraries log and warn to log.txt, and none of it to the terminal."""
         handler = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        with captured_logs(handler), _tensorboard_in(self.path / "tensorboard"):
+        with closing(handler), captured_logs(handler), _tensorboard_in(self.path / "tensorboard"):
             yield handler
-        handler.close()
 
 
 @contextmanager
@@ -193,12 +201,15 @@ def _git(*arguments: str) -> str | None:
 
 
 def data_hashes(recipe: Recipe) -> dict[str, str | None]:
-    """Return the SHA-256 of every local data file; None for data that is made or comes from a hub."""
+    """Return the SHA-256 of every local data file (of all files of a folder); None for made and hub data."""
     held_out = recipe.data.eval if isinstance(recipe.data.eval, tuple) else ()
     found: dict[str, str | None] = {}
     for source in (*recipe.data.train, *held_out):
-        path = recipe.folder / Path(source.path).expanduser()
-        found[source.path] = file_hash(path) if path.is_file() else None
+        path = None if source.path.startswith("made:") else local_path(source, recipe.folder)
+        if path is not None and path.is_dir():
+            found |= {f"{source.path}/{p.name}": file_hash(p) for p in sorted(path.iterdir()) if p.is_file()}
+        else:
+            found[source.path] = file_hash(path) if path is not None else None
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +90,8 @@ class Loop:
 
 def plan(recipe: Recipe, hardware: Hardware | None = None) -> Plan:
     """Decide everything that the recipe leaves open, for `hardware` (default: this machine), with reasons."""
-    hardware = hardware or probe(recipe.hardware.device)
+    # One process drives one device.
+    hardware = hardware or replace(probe(recipe.hardware.device), count=1)
     return make_plan(recipe, hardware, model_size(recipe.model.name, recipe.folder))
 
 
@@ -142,7 +143,9 @@ def _use_threads(the_plan: Plan) -> None:
     # accelerate launch sets OMP_NUM_THREADS=1 when it is unset, which leaves cores idle: the plan knows better.
     import torch
 
-    if the_plan.hardware.kind == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+    chosen = os.environ.get("OMP_NUM_THREADS")
+    launched = "LOCAL_RANK" in os.environ and chosen == "1"
+    if the_plan.hardware.kind == "cpu" and (chosen is None or launched):
         torch.set_num_threads(int(the_plan["hardware.threads"]))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,12 +34,6 @@ class Narrator:
 
         clock = time.monotonic() - self.started
         self.console.print(f"[dim]{clock:6.1f} s[/dim]  {escape(text)}", highlight=False)
-
-    def warn(self, text: str) -> None:
-        """Print one warning: something odd but legal."""
-        from rich.markup import escape
-
-        self.console.print(f"[yellow]warning:[/yellow] {escape(text)}", highlight=False)
 
     @contextmanager
     def bar(self, title: str, total: int, unit: str = "") -> Iterator[Bar]:
@@ -86,26 +80,42 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+class Speed:
+    """Real tokens per second from a running total."""
+
+    def __init__(self) -> None:
+        self.tokens, self.clock = 0.0, time.monotonic()
+        self.smoothed = 0.0
+
+    def update(self, tokens: float) -> float:
+        """Return the speed since the last update; `smoothed` is the one for the eye."""
+        now = time.monotonic()
+        latest = (tokens - self.tokens) / max(now - self.clock, 1e-9)
+        self.smoothed = latest if not self.smoothed else 0.8 * self.smoothed + 0.2 * latest
+        self.tokens, self.clock = tokens, now
+        return round(latest, 1)
+
+
 def training_callback(narrator: Narrator, folder: RunFolder | None) -> TrainerCallback:
     """Return the callback that draws the training line and writes metrics.jsonl."""
     from transformers import TrainerCallback
+
+    open_bars = ExitStack()
 
     class Watch(TrainerCallback):
         """Step, loss, real (unpadded) tokens per second and the time left."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.note, self.rate = "", 0.0
-            self.tokens, self.clock = 0.0, time.monotonic()
-            self.context = narrator.bar("training", state.max_steps)
-            self.bar = self.context.__enter__()
+            self.note, self.speed = "", Speed()
+            self.bar = open_bars.enter_context(narrator.bar("training", state.max_steps))
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kw: Any) -> None:
             if not state.is_world_process_zero or not logs:
                 return
-            entry = {"step": state.global_step, **{k: v for k, v in logs.items() if k != "total_flos"}}
+            entry = _metrics_entry(state.global_step, logs)
             if "num_tokens" in logs and "loss" in logs:
-                entry["tokens_per_second"] = self._rate(float(logs["num_tokens"]))
-                self.note = f"loss {logs['loss']:.4f} · {self.rate:,.0f} tokens/s"
+                entry["tokens_per_second"] = self.speed.update(float(logs["num_tokens"]))
+                self.note = f"loss {logs['loss']:.4f} · {self.speed.smoothed:,.0f} tokens/s"
             if folder is not None:
                 folder.append_metrics(entry)
 
@@ -114,17 +124,17 @@ def training_callback(narrator: Narrator, folder: RunFolder | None) -> TrainerCa
                 self.bar.update(state.global_step, self.note)
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.context.__exit__(None, None, None)
+            self.close()
 
-        def _rate(self, tokens: float) -> float:
-            """Return tokens per second since the last log, smoothed for the eye."""
-            now = time.monotonic()
-            latest = (tokens - self.tokens) / max(now - self.clock, 1e-9)
-            self.rate = latest if not self.rate else 0.8 * self.rate + 0.2 * latest
-            self.tokens, self.clock = tokens, now
-            return round(latest, 1)
+        def close(self) -> None:
+            """Put the terminal back, also where training ends in an error."""
+            open_bars.close()
 
     return Watch()
+
+
+def _metrics_entry(step: int, logs: dict[str, Any]) -> dict[str, Any]:
+    return {"step": step, **{name: value for name, value in logs.items() if name != "total_flos"}}
 
 
 def terminal() -> Narrator:

@@ -65,8 +65,10 @@ def open_model(recipe: Recipe, folder: RunFolder | None, *, base: bool = False) 
         raise SetupError(
             f"{folder.path} has no trained model yet", remedy=f"llmkit run {folder.path}/recipe.yaml --resume"
         )
+    elif (folder.model / "adapter_config.json").is_file():
+        # Over the recipe's base, and not over the path in the adapter's own config: a cache may have been emptied.
+        model = load_model(recipe, the_plan, tokenizer, adapter=folder.model)
     else:
-        # An adapter folder is loaded over its base like one that training continues from.
         model = load_model(_with_model(recipe, folder.model), the_plan, tokenizer)
     model.eval()
     return Reopened(recipe, the_plan, folder, tokenizer, on_device(model, the_plan))
@@ -103,16 +105,20 @@ def evaluate(
     for name in ("base", "tuned") if folder else ("base",):
         opened = open_model(recipe, folder, base=name == "base")
         rows = _splits(opened).eval
+        # The next one is loaded when this one is gone: both at once might not fit.
+        model, tokenizer = opened.model, opened.tokenizer
+        del opened
         found[name] = scoring.score(
             recipe.evaluation,
-            opened.model,
-            opened.tokenizer,
+            model,
+            tokenizer,
             rows,
             seed=int(setting(recipe, "seed")),
             folder=recipe.folder,
             narrator=narrator,
             name=name,
         )
+        del model
     return found
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmkit.errors import DataError, RecipeError, RunError, SetupError
 from llmkit.evaluation.base import Score
+from llmkit.exports.adapter import check_adapter
 from llmkit.exports.base import Exported, Trained
 from llmkit.planning.plan import Plan
 from llmkit.recipe.recipe import Recipe
@@ -64,7 +65,8 @@ def run(
     check(recipe)
     the_plan = plan(recipe)
     folder = _open(out, name, resume, recipe)
-    with folder.logging(), disk_full_explained(folder.path):
+    watch = training_callback(narrator, folder)
+    with folder.logging(), disk_full_explained(folder.path), closing(watch):
         with _nothing_left_behind(folder, resume):
             _record(folder, recipe, the_plan)
             narrator.say(f"{folder.path}: {the_plan.hardware.summary}")
@@ -72,11 +74,12 @@ def run(
                 recipe,
                 output_dir=folder.checkpoints,
                 plan_=the_plan,
-                callbacks=(training_callback(narrator, folder),),
+                callbacks=(watch,),
                 narrator=narrator,
             )
-        _record_inputs(folder, prepared)
-        return _train_and_judge(prepared, folder, resume, narrator)
+            _record_inputs(folder, prepared)
+            base = _score(prepared, "base", narrator)
+        return _train_and_judge(prepared, base, folder, resume, narrator)
 
 
 @contextmanager
@@ -103,17 +106,25 @@ def _open(out: str | Path | None, name: str, resume: bool, recipe: Recipe) -> Ru
             f"the recipe differs from the one that {folder.path} was started with",
             remedy=f"Continue it as it was: llmkit run {folder.path / 'recipe.yaml'} --resume; or start a new run.",
         )
+    known = folder.read_json("lock.json").get("data")
+    changed = [name for name, found in data_hashes(recipe).items() if known is not None and known.get(name) != found]
+    if changed:
+        raise DataError(
+            f"the data has changed since {folder.path} was started: {', '.join(changed)}",
+            remedy="Put the files back as they were, or start a new run.",
+        )
     return folder
 
 
 def _record(folder: RunFolder, recipe: Recipe, the_plan: Plan) -> None:
     """Write what is going to happen, before anything is downloaded."""
-    folder.write_text("recipe.yaml", recipe.written)
     folder.write_text("resolved.yaml", resolved_yaml(recipe, the_plan))
     folder.write_json("plan.json", the_plan.to_dict())
     folder.update_lock(
         **environment(), data=data_hashes(recipe), seed=setting(recipe, "seed"), folder=str(recipe.folder)
     )
+    # Last: a folder with a recipe is a run that can be opened again.
+    folder.write_text("recipe.yaml", recipe.written)
     size = the_plan.size.parameters if the_plan.size else 0
     # Full training keeps weights and two moments per checkpoint; an adapter adds little to one exported copy.
     require_space(folder.path, size * (4 if recipe.adapter else 24) + 100_000_000)
@@ -132,11 +143,14 @@ def _record_inputs(folder: RunFolder, prepared: Prepared) -> None:
     )
 
 
-def _train_and_judge(prepared: Prepared, folder: RunFolder, resume: bool, narrator: Narrator) -> RunResult:
+def _train_and_judge(
+    prepared: Prepared, base: list[Score], folder: RunFolder, resume: bool, narrator: Narrator
+) -> RunResult:
     recipe = prepared.recipe
-    base = _score(prepared, "base", narrator)
     trainer = prepared.trainer
     trainer.train(resume_from_checkpoint=_checkpoint(folder, resume, narrator))
+    # accelerate leaves its autocast around the model: what is scored and exported computes as it will when loaded.
+    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
     _save(prepared, folder)
     if losses:
@@ -145,6 +159,8 @@ def _train_and_judge(prepared: Prepared, folder: RunFolder, resume: bool, narrat
     if trainer.is_world_process_zero():
         folder.write_json("evaluation.json", scoring.to_dict(recipe.evaluation, base=base, tuned=tuned))
     trained = Trained(recipe, prepared.plan, prepared.model, prepared.tokenizer, prepared.splits, folder.model)
+    if recipe.adapter is not None:
+        check_adapter(trained, folder.model)
     exported = export_all(trained, folder, narrator)
     return RunResult(folder.path, base, tuned, exported, losses)
 
@@ -153,6 +169,7 @@ def _checkpoint(folder: RunFolder, resume: bool, narrator: Narrator) -> str | No
     found = folder.last_checkpoint() if resume else None
     if resume:
         narrator.say(f"continuing from {found.name}" if found else "no checkpoint yet: starting at step 0")
+        folder.forget_metrics_after(int(found.name.rpartition("-")[2]) if found else 0)
     return str(found) if found else None
 
 

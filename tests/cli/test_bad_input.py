@@ -360,6 +360,7 @@ def test_resuming_another_recipe(
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "recipe.yaml").write_text(GOOD, encoding="utf-8")
+    (tmp_path / "out" / "lock.json").write_text("{}", encoding="utf-8")
     said = refused(*tiny(), "--resume")
     assert "the recipe differs from the one that" in said
     assert "recipe.yaml --resume" in said
@@ -368,7 +369,7 @@ def test_resuming_another_recipe(
 @pytest.mark.parametrize("command", ["eval", "export", "chat"])
 def test_a_folder_that_is_no_run(refused: Callable[..., str], tmp_path: Path, command: str) -> None:
     (tmp_path / "empty").mkdir()
-    assert "empty is not a run folder (it has no recipe.yaml)" in refused(command, tmp_path / "empty")
+    assert "empty is not a run folder (it has no recipe.yaml and no lock.json)" in refused(command, tmp_path / "empty")
 
 
 def test_evaluation_and_export_of_a_recipe_that_has_none(refused: Callable[..., str], recipe_file: Path) -> None:

@@ -115,3 +115,10 @@ def test_an_answer_streams_to_the_terminal(
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="is not a run folder"):
         evaluate(tmp_path)
+
+
+def test_a_recipe_of_ones_own_is_not_taken_for_a_run(tmp_path: Path, recipe_file: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "recipe.yaml").write_text(recipe_file.read_text(encoding="utf-8"), encoding="utf-8")
+    with pytest.raises(SetupError, match="no lock.json"):
+        evaluate(tmp_path / "mine")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from llmkit.errors import RecipeError, SetupError
+from llmkit.errors import DataError, RecipeError, SetupError
 from llmkit.recipe.loading import load_recipe
 from llmkit.recipe.recipe import Recipe
 from llmkit.runs.runner import run
@@ -138,3 +138,56 @@ def test_a_tracker_that_is_not_installed_is_named_before_anything_starts(recipe:
         run(recipe("training.report_to=mlflow"), out=tmp_path / "run")
     assert caught.value.remedy == "pip install mlflow"
     assert not (tmp_path / "run").exists()
+
+
+def test_changed_data_does_not_resume(recipe: Maker, rows_file: Path, tmp_path: Path) -> None:
+    run(recipe(), out=tmp_path / "run")
+    with rows_file.open("a", encoding="utf-8") as file:
+        file.write(rows_file.read_text(encoding="utf-8").splitlines()[0] + "\n")
+    with pytest.raises(DataError, match=r"the data has changed since .*: rows\.jsonl"):
+        run(recipe(), out=tmp_path / "run", resume=True)
+
+
+def test_autocast_of_training_does_not_colour_the_scores(recipe: Maker, tmp_path: Path) -> None:
+    """accelerate leaves the model wrapped: base would be scored in float32 and tuned in bfloat16."""
+    from llmkit.runs.reopen import evaluate
+
+    settings = (
+        "model.dtype=float32",
+        "training.bf16=true",
+        "evaluation=[{type: perplexity}]",
+        "export=[{type: merged}]",
+    )
+    result = run(recipe(*settings), out=tmp_path / "run")
+    assert result.exported[0].checks["mean_kl"] < 1e-6
+    again = evaluate(result.folder)["tuned"][0].metrics["loss"]
+    assert result.tuned[0].metrics["loss"] == pytest.approx(again, rel=1e-6)
+
+
+def test_several_processes_are_refused(recipe: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SetupError, match="started as 2 processes, and runs in one so far"):
+        run(recipe(), out=tmp_path / "run")
+
+
+def test_a_refused_run_leaves_its_folder_free(recipe: Maker, rows_file: Path, tmp_path: Path) -> None:
+    good = rows_file.read_text(encoding="utf-8")
+    rows_file.write_text(good + "not JSON\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"rows\.jsonl:25: not JSON"):
+        run(recipe(), out=tmp_path / "run")
+    rows_file.write_text(good, encoding="utf-8")
+    assert run(recipe(), out=tmp_path / "run").losses
+
+
+def test_resumed_metrics_hold_each_step_once(recipe: Maker, tmp_path: Path) -> None:
+    settings = ("training.max_steps=4", "training.save_steps=2")
+    run(recipe(*settings), out=tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "checkpoint-4")
+    run(recipe(*settings), out=tmp_path / "run", resume=True)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+
+
+def test_an_initialisation_that_rewrites_packed_weights_is_refused(recipe: Maker, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="init_lora_weights: pissa` rewrites the base weights"):
+        run(recipe("quantization.type=nf4", "adapter.init_lora_weights=pissa"), out=tmp_path / "run")

@@ -75,11 +75,14 @@ def test_no_layer_may_repack_its_weights(recipe: Maker) -> None:
     assert not layers[0].support_avx512bf16_for_cpu
 
 
-def test_merging_keeps_what_the_quantized_weights_stand_for(recipe: Maker) -> None:
+@pytest.mark.parametrize("targets", ["all-linear", "[q_proj]"])
+def test_merging_keeps_what_the_quantized_weights_stand_for(recipe: Maker, targets: str) -> None:
     from llmkit.exports.base import Trained
     from llmkit.exports.merged import compare, logits_of
 
-    prepared = with_nonzero_adapter(prepare(recipe("quantization.type=nf4", *EXACT)))
+    prepared = with_nonzero_adapter(
+        prepare(recipe("quantization.type=nf4", f"adapter.target_modules={targets}", *EXACT))
+    )
     folder = prepared.trainer.args.output_dir + "/model"
     prepared.trainer.save_model(folder)
     trained = Trained(prepared.recipe, prepared.plan, prepared.model, prepared.tokenizer, prepared.splits, Path(folder))
