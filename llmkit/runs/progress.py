@@ -68,7 +68,8 @@ class Bar:
             self.live.update(self.task, completed=done, note=note)
             return
         now = time.monotonic()
-        if now - self.printed >= PLAIN_SECONDS or (done == self.total and self.printed > self.began):
+        # The line after the last step is the caller's: what came of it.
+        if now - self.printed >= PLAIN_SECONDS and done < self.total:
             self.printed = now
             left = (now - self.began) / max(done, 1) * (self.total - done)
             self.narrator.say(f"{self.title} {done}/{self.total} {note}  {_duration(left)} left".replace("  ", " "))
