@@ -1,7 +1,8 @@
 """TRL's SFTTrainer with the LM head applied only where something is learnt, on devices without Triton.
 
-On CUDA, TRL scores only the trained positions. Elsewhere it scores every position, with the entropy besides: on a CPU
-a step of SmolLM2-135M with 38 of 72 positions trained took 1.6 times as long that way (median of 6 pairs, 2 cores). The loss is the same sum.
+On CUDA, TRL scores only the trained positions. Elsewhere it scores every position, with the entropy besides: on two CPU
+cores a step of SmolLM2-135M with 38 of 72 positions trained took 1.6 times as long that way (median of 6 pairs). The
+loss is the same sum.
 """
 
 from __future__ import annotations
