@@ -35,6 +35,7 @@ ROOMS = {
     "methods": ("method", "One of these. Which config class `training` takes is the method's `config`."),
     "model/adapters": ("adapter", "At most one of these; without it, all weights are trained."),
     "model/quantization": ("quantization", "At most one of these; needs an adapter."),
+    "rewards": ("rewards", "A list of any number of these; methods that learn from rewards need at least one."),
     "evaluation": ("evaluation", "A list of any number of these."),
     "exports": ("export", "A list of any number of these."),
 }
@@ -50,6 +51,7 @@ NAMED = {
     "AnyMethod": "a method",
     "AnyAdapter": "an adapter",
     "AnyQuantization": "a quantization",
+    "tuple[AnyReward, ...]": "list of rewards",
     "tuple[AnyEvaluation, ...]": "list of evaluations",
     "tuple[AnyExport, ...]": "list of exports",
     "tuple[str, ...]": "list of texts",

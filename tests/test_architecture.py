@@ -17,13 +17,14 @@ PACKAGE = ROOT / "llmkit"
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "evaluate"}
 
 # Rooms in the order of a run: a module imports only from its own room and from those before it.
-ROOMS = ["errors", "recipe", "planning", "data", "model", "methods", "evaluation", "exports", "runs", "cli"]
+ROOMS = ["errors", "recipe", "planning", "data", "model", "rewards", "methods", "evaluation", "exports", "runs", "cli"]
 VARIANTS = {
     "llmkit.methods": "methods",
     "llmkit.model.adapters": "model/adapters",
     "llmkit.model.quantization": "model/quantization",
     "llmkit.evaluation": "evaluation",
     "llmkit.exports": "exports",
+    "llmkit.rewards": "rewards",
     "llmkit.data.formats": "data/formats",
     "llmkit.data.made": "data/made",
 }
@@ -109,7 +110,10 @@ def test_every_field_has_a_line_of_documentation() -> None:
 
 def _is_spec(node: ast.ClassDef) -> bool:
     bases = {ast.unparse(base).rpartition(".")[2] for base in node.bases}
-    return bool(bases & {"Spec", "Variant", "LibrarySpec", "Method", "Adapter", "Quantization", "Evaluation", "Export"})
+    return bool(
+        bases
+        & {"Spec", "Variant", "LibrarySpec", "Method", "Adapter", "Quantization", "Evaluation", "Export", "Reward"}
+    )
 
 
 def test_no_room_is_overfull() -> None:

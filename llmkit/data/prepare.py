@@ -140,7 +140,7 @@ class _Reader:
             ids, labels = ids[: self.max_length], labels[: self.max_length]
         if all(label == IGNORED for label in labels):
             return "no trained token is left"
-        return Row(where, example, ids, labels, truncated=cut)
+        return Row(where, example, {"input_ids": ids, "labels": labels}, truncated=cut)
 
 
 def _hold_out(rows: list[Row], share: float, seed: int, ledger: Ledger) -> tuple[list[Row], list[Row]]:

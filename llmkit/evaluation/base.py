@@ -13,6 +13,8 @@ from llmkit.recipe.spec import Variant
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from llmkit.rewards.base import Reward
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -31,6 +33,8 @@ class Score:
     metrics: dict[str, float]
     rows: int
     samples: tuple[Sample, ...] = ()
+    per_row: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """Values of each row by metric, in the order of the rows, where a metric has one per row."""
 
 
 @dataclass
@@ -43,6 +47,10 @@ class Subject:
     seed: int
     on_done: Callable[[int], None] | None = None
     """Called with the number of rows done so far, for progress."""
+    rewards: tuple[Reward, ...] = ()
+    """The recipe's rewards, set up."""
+    base: Score | None = None
+    """What the same evaluation found for the base model; None while the base itself is scored."""
     folder: Path = field(default_factory=Path)
     """Folder that relative paths of evaluations start from: the recipe's."""
     answers: dict[tuple[object, ...], tuple[Sample, ...]] = field(default_factory=dict)

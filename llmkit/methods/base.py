@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -30,6 +30,10 @@ class Job:
     splits: Splits
     output_dir: Path
     callbacks: tuple[TrainerCallback, ...] = ()
+    narrate: Callable[[str], None] = lambda text: None
+    """Says a line to the person who watches the run."""
+    keep_samples: Callable[[Sequence[dict[str, Any]]], None] = lambda samples: None
+    """Writes sampled completions to the run's `samples.jsonl`."""
     adapted: bool = False
     """Whether the model already carries the adapter that training continues from."""
 
@@ -43,10 +47,11 @@ class Job:
 
     @staticmethod
     def token_dataset(rows: Sequence[Row]) -> Dataset:
-        """Return `rows` as a dataset with the columns `input_ids` and `labels`, in their order."""
+        """Return the tokens of `rows` as a dataset, in their order; its columns are TRL's (see `Row.tokens`)."""
         from datasets import Dataset
 
-        return Dataset.from_dict({"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows]})
+        columns = rows[0].tokens if rows else {}
+        return Dataset.from_dict({name: [row.tokens[name] for row in rows] for name in columns})
 
 
 class Method(Variant):
@@ -57,6 +62,12 @@ class Method(Variant):
 
     config: ClassVar[str]
     """Name of the TRL config class whose fields `training` takes."""
+
+    model_class: ClassVar[str] = "AutoModelForCausalLM"
+    """The transformers class that the base model is loaded with."""
+
+    needs_rewards: ClassVar[bool] = False
+    """Whether the recipe must have `rewards`; it must not where this is false."""
 
     def build_trainer(self, job: Job) -> Trainer:
         """Build the TRL trainer for `job`; the only call of a run that depends on the method."""

@@ -87,9 +87,10 @@ def load_base(
 ) -> PreTrainedModel:
     """Load the base model of `recipe` without an adapter; quantized weights go straight to `device`."""
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     source = locate(recipe.model, recipe.folder)
+    auto_class = getattr(transformers, recipe.method.model_class)
     options: dict[str, Any] = {"dtype": getattr(torch, dtype), "attn_implementation": attn_implementation}
     if quantization_config is not None:
         options["quantization_config"] = quantization_config
@@ -98,7 +99,7 @@ def load_base(
         options["use_safetensors"] = True
     quiet_bitsandbytes()
     with _explained(recipe.model, source):
-        model = AutoModelForCausalLM.from_pretrained(
+        model = auto_class.from_pretrained(
             loadable(source),
             revision=_revision(source, recipe.model),
             trust_remote_code=recipe.model.trust_remote_code,

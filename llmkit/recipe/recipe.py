@@ -1,6 +1,6 @@
 """The sections of a recipe. Nothing here, nor in any variant file, imports torch.
 
-Sections that have kinds (`method`, `adapter`, `quantization`, `evaluation`, `export`) are unions of the Specs found
+Sections that have kinds (`method`, `adapter`, `quantization`, `rewards`, `evaluation`, `export`) are unions of the Specs found
 in their own rooms (`union_of`), so that a new method or export target is one new file and no change here.
 """
 
@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     from llmkit.methods.base import Method as AnyMethod
     from llmkit.model.adapters.base import Adapter as AnyAdapter
     from llmkit.model.quantization.base import Quantization as AnyQuantization
+    from llmkit.rewards.base import Reward as AnyReward
 else:
     AnyMethod = union_of("llmkit.methods")
     AnyAdapter = union_of("llmkit.model.adapters")
     AnyQuantization = union_of("llmkit.model.quantization")
     AnyEvaluation = union_of("llmkit.evaluation")
     AnyExport = union_of("llmkit.exports")
+    AnyReward = union_of("llmkit.rewards")
 
 
 def _share_or_sources(value: Any) -> str:
@@ -170,6 +172,9 @@ class Recipe(Spec):
 
     training: Training = Training()
     """Fields of TrainingArguments and of the method's TRL config."""
+
+    rewards: tuple[AnyReward, ...] = Field(default=(), strict=False)
+    """What a completion is worth, for the methods that learn from rewards; their weighted sum counts."""
 
     evaluation: tuple[AnyEvaluation, ...] = Field(default=(), strict=False)
     """What the base and the tuned model are scored by, on the held-out rows."""

@@ -11,6 +11,7 @@ from llmkit.errors import RecipeError, SetupError, did_you_mean
 from llmkit.model.sources import locate
 from llmkit.planning.planner import check as check_plan
 from llmkit.recipe import fields
+from llmkit.rewards.base import check_names
 
 if TYPE_CHECKING:
     from llmkit.recipe.recipe import Recipe
@@ -31,6 +32,7 @@ def check(recipe: Recipe) -> None:
     check_data(recipe)
     require_trackers(recipe)
     _check_continued(recipe)
+    _check_rewards(recipe)
     for evaluation in recipe.evaluation:
         evaluation.check_setup(recipe.folder)
     needy = [e.type for e in recipe.evaluation if e.requires_rows()]
@@ -45,6 +47,23 @@ def check(recipe: Recipe) -> None:
             f"export {', '.join(whole)} needs an adapter, and this recipe trains the full model",
             remedy="Remove the export (a fully trained model is whole in RUN/model), or add `adapter: {type: lora}`.",
         )
+
+
+def _check_rewards(recipe: Recipe) -> None:
+    method = recipe.method
+    if method.needs_rewards and not recipe.rewards:
+        raise RecipeError(
+            f"method {method.type!r} learns from rewards, and the recipe has none",
+            remedy="Add e.g. `rewards: [{type: exact_match}]`; docs/reference.md lists them.",
+        )
+    if recipe.rewards and not method.needs_rewards:
+        raise RecipeError(
+            f"method {method.type!r} learns from its rows alone, and the recipe has `rewards`",
+            remedy="Remove them, or use `method: {type: grpo}`.",
+        )
+    check_names(recipe.rewards)
+    for reward in recipe.rewards:
+        reward.check_setup(recipe.folder)
 
 
 def _check_processes() -> None:

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,6 +103,11 @@ class RunFolder:
         """Append one line to metrics.jsonl."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+    def append_samples(self, samples: Sequence[dict[str, Any]]) -> None:
+        """Append lines to samples.jsonl."""
+        with (self.path / "samples.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(sample, ensure_ascii=False, default=str) + "\n" for sample in samples)
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop the lines of metrics.jsonl behind `step`: a resumed run takes those steps again."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.data.ledger import Ledger
 from llmkit.data.prepare import load_splits
-from llmkit.data.splits import Splits
+from llmkit.data.shapes import RowError
+from llmkit.data.splits import Row, Splits
+from llmkit.errors import DataError
 from llmkit.methods.base import Job
 from llmkit.model.loading import load_model, load_stop_ids, load_tokenizer, will_convert
 from llmkit.model.sources import cache_folder
@@ -102,10 +105,12 @@ def prepare(
     plan_: Plan | None = None,
     callbacks: tuple[TrainerCallback, ...] = (),
     narrator: Narrator | None = None,
+    keep_samples: Callable[[Sequence[dict[str, Any]]], None] = lambda samples: None,
 ) -> Prepared:
     """Load, audit and build everything up to the trainer; nothing is trained.
 
-    `output_dir` is where the trainer would write checkpoints (default: a temporary folder). Raises RecipeError,
+    `output_dir` is where the trainer would write checkpoints (default: a temporary folder); `keep_samples` is given the
+    completions that a method samples while it trains. Raises RecipeError,
     DataError or SetupError with the place of what is wrong.
     """
     check(recipe)
@@ -122,6 +127,7 @@ def prepare(
     )
     for line in ledger.sentences():
         narrator.say(line)
+    set_up_rewards(recipe, (*splits.train, *splits.eval))
     model = load_model(recipe, the_plan, tokenizer)
     narrator.say(f"loaded {recipe.model.name}: {_describe(model, the_plan)}")
     job = Job(
@@ -132,11 +138,27 @@ def prepare(
         splits=splits,
         output_dir=output,
         callbacks=callbacks,
+        narrate=narrator.say,
+        keep_samples=keep_samples,
         adapted=is_adapter(recipe),
     )
     trainer = recipe.method.build_trainer(job)
     _quiet(trainer)
     return Prepared(recipe, the_plan, tokenizer, splits, ledger, trainer)
+
+
+def set_up_rewards(recipe: Recipe, rows: Sequence[Row]) -> None:
+    """Check that every row has what the recipe's rewards need, and load what they score with.
+
+    Raises DataError with the place of the first row that can't be scored.
+    """
+    for reward in recipe.rewards:
+        for row in rows:
+            try:
+                reward.check_row(row.example)
+            except RowError as error:
+                raise DataError(str(error), where=row.where) from error
+        reward.set_up(recipe.folder)
 
 
 def _use_threads(the_plan: Plan) -> None:

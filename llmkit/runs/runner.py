@@ -76,6 +76,7 @@ def run(
                 plan_=the_plan,
                 callbacks=(watch,),
                 narrator=narrator,
+                keep_samples=folder.append_samples,
             )
             _record_inputs(folder, prepared)
             base = _score(prepared, "base", narrator)

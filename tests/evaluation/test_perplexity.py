@@ -20,7 +20,7 @@ def rows():
     for i, length in enumerate([5, 40, 3, 17, 17, 28, 9]):
         ids = torch.randint(3, 300, (length,), generator=generator).tolist()
         labels = [-100 if (i + j) % 3 == 0 or i == 4 else token for j, token in enumerate(ids)]
-        made.append(Row(where=f"e:{i}", example={}, input_ids=ids, labels=labels))
+        made.append(Row(where=f"e:{i}", example={}, tokens={"input_ids": ids, "labels": labels}))
     return tuple(made)
 
 
