@@ -14,8 +14,8 @@ class Row:
 
     `tokens` holds lists of token ids under the names of TRL's columns: `input_ids` and `labels` (of the same length; a
     label is the token itself where it is trained and -100 elsewhere) for what SFT learns from; `prompt_ids`,
-    `chosen_ids`, `rejected_ids` for a preference; `prompt_ids`, `completion_ids` for unpaired feedback; `prompt_ids` for
-    a prompt.
+    `chosen_ids`, `rejected_ids` for a preference; `prompt_ids`, `completion_ids` for unpaired feedback; `prompt_ids`
+    for a prompt.
     """
 
     where: str

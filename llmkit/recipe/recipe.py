@@ -1,7 +1,7 @@
 """The sections of a recipe. Nothing here, nor in any variant file, imports torch.
 
-Sections that have kinds (`method`, `adapter`, `quantization`, `rewards`, `evaluation`, `export`) are unions of the Specs found
-in their own rooms (`union_of`), so that a new method or export target is one new file and no change here.
+Sections that have kinds (`method`, `adapter`, `quantization`, `rewards`, `evaluation`, `export`) are unions of the
+Specs found in their own rooms (`union_of`), so that a new method or export target is one new file and no change here.
 """
 
 from __future__ import annotations

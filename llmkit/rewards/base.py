@@ -61,7 +61,7 @@ class Reward(Variant):
 
 
 def score_part(reward: Reward, completions: Sequence[str], rows: Sequence[Row]) -> list[float]:
-    """Return the checked scores of one reward, in the order of `completions`; `rows[i]` is what `completions[i]` answers.
+    """Return the checked scores of one reward, in order; `rows[i]` is what `completions[i]` answers.
 
     Raises RunError, naming the row and the completion, if the reward raises, or returns something that is no finite
     number; and if it returns another number of values.
