@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmkit.errors import RecipeError
+from llmkit.planning.case import Case
 from llmkit.planning.hardware import CATALOGUE, GIB, Hardware
+from llmkit.planning.memory import activation_bytes, state_bytes
 from llmkit.planning.plan import Plan
-from llmkit.planning.planner import Case, activation_bytes, check, plan, state_bytes
+from llmkit.planning.planner import check, plan
 from llmkit.planning.size import ModelSize
 from llmkit.recipe import fields
 from llmkit.recipe.recipe import Recipe
