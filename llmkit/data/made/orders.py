@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import json
 import random
-import zlib
-from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
-from llmkit.errors import DataError, did_you_mean
+from llmkit.data.made import base
 
-SPLITS = ("train", "test")
+SPLITS = base.SPLITS
 SIZE = {"train": 4000, "test": 1000}
 SYSTEM = "Turn the order into JSON."
 
 _SEED = 7
-_TEST_SHARE = 5  # every fifth sentence, by its checksum
 
 _ITEMS = {
     "latte": "lattes",
@@ -78,57 +76,32 @@ _SENTENCES = (
     "We need {what} {where}, put it under {who}.",
 )
 
-T = TypeVar("T")
-
 
 def rows(split: str) -> Iterator[dict[str, Any]]:
     """Return the rows of `split`, always the same ones; no order of one split is in the other.
 
     Raises DataError if there is no such split.
     """
-    if split not in SPLITS:
-        raise DataError(
-            f"no split {split!r}{did_you_mean(split, SPLITS)}",
-            where="made:orders",
-            remedy=f"Splits: {', '.join(SPLITS)}.",
-        )
-    return _rows(split)
+    return base.distinct(_row, name="orders", split=split, sizes=SIZE, seed=_SEED)
 
 
-def _rows(split: str) -> Iterator[dict[str, Any]]:
-    rng = random.Random(_SEED)
-    seen: set[str] = set()
-    while len(seen) < SIZE[split]:
-        sentence, answer = _order(rng)
-        if sentence in seen or _split_of(sentence) != split:
-            continue
-        seen.add(sentence)
-        yield {
-            "messages": [
-                {"role": "system", "content": SYSTEM},
-                {"role": "user", "content": sentence},
-                {"role": "assistant", "content": json.dumps(answer)},
-            ]
-        }
-
-
-def _split_of(sentence: str) -> str:
-    # A checksum, because Python's own hash of a string changes from run to run.
-    return "train" if zlib.crc32(sentence.encode()) % _TEST_SHARE else "test"
+def _row(rng: random.Random) -> tuple[str, dict[str, Any]]:
+    sentence, answer = _order(rng)
+    messages = [
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": sentence},
+        {"role": "assistant", "content": json.dumps(answer)},
+    ]
+    return sentence, {"messages": messages}
 
 
 def _order(rng: random.Random) -> tuple[str, dict[str, Any]]:
-    number = _pick(rng, range(1, len(_COUNTS) + 1))
-    size = _pick(rng, _SIZES)
-    item = _pick(rng, tuple(_ITEMS))
-    name = _pick(rng, _NAMES)
-    to_go = _pick(rng, (True, False))
+    number = base.pick(rng, range(1, len(_COUNTS) + 1))
+    size = base.pick(rng, _SIZES)
+    item = base.pick(rng, tuple(_ITEMS))
+    name = base.pick(rng, _NAMES)
+    to_go = base.pick(rng, (True, False))
     what = f"{_COUNTS[number - 1]} {size} {item if number == 1 else _ITEMS[item]}"
-    sentence = _pick(rng, _SENTENCES).format(what=what, where=_pick(rng, _PLACES[to_go]), who=name)
+    sentence = base.pick(rng, _SENTENCES).format(what=what, where=base.pick(rng, _PLACES[to_go]), who=name)
     answer = {"item": item, "size": size[0].upper(), "count": number, "to_go": to_go, "name": name}
     return sentence[0].upper() + sentence[1:], answer
-
-
-def _pick(rng: random.Random, choices: Sequence[T]) -> T:
-    # Only `random()` is promised to give the same numbers in every Python version.
-    return choices[int(rng.random() * len(choices))]
