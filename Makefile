@@ -4,7 +4,7 @@ VENV   ?= .venv
 PIP    := $(VENV)/bin/python -m pip --disable-pip-version-check
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: quickstart test check install dev clean
+.PHONY: quickstart test check bench install dev clean
 
 quickstart: $(VENV)/.demo
 	$(VENV)/bin/llmkit run recipes/quickstart.yaml
@@ -18,6 +18,10 @@ check: $(VENV)/.dev
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python scripts/field_table.py --check
 	$(VENV)/bin/python scripts/reference.py --check
+
+# Real learning, one after the other, on a quiet machine: about an hour on two cores.
+bench: $(VENV)/.dev $(VENV)/.demo
+	set -e; for one in dpo_pairs grpo_task reward_model; do $(VENV)/bin/python benchmarks/$$one.py; done
 
 install: $(VENV)/.installed
 dev: $(VENV)/.dev

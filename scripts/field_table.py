@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import enum
+import importlib
 import inspect
 import json
+import os
 import re
 import sys
 import types
@@ -24,7 +26,14 @@ from typing import Any
 
 TABLE = Path(__file__).resolve().parents[1] / "llmkit" / "recipe" / "fields.json"
 COMMON = "TRLConfig"
-TRAINERS = ("SFTConfig", "DPOConfig", "KTOConfig", "RewardConfig", "GRPOConfig", "RLOOConfig")
+TRAINERS = {
+    **dict.fromkeys(("SFTConfig", "DPOConfig", "KTOConfig", "RewardConfig", "GRPOConfig", "RLOOConfig"), "trl"),
+    # No promise of stability: any release may change or remove them.
+    "ORPOConfig": "trl.experimental.orpo",
+    "CPOConfig": "trl.experimental.cpo",
+}
+"""The TRL config classes of the methods, and the module that each comes from."""
+
 ORDER = ("bool", "int", "float", "str", "list", "dict", "null")
 
 # Accepted by the class's __post_init__ although its annotation does not say so.
@@ -167,17 +176,18 @@ def quantization_fields(cls: type) -> dict[str, Entry]:
 
 def table() -> dict[str, Any]:
     """Return the whole table of the installed libraries."""
-    import trl
     from peft import LoraConfig
     from transformers import BitsAndBytesConfig
 
-    trainers = {name: dataclass_fields(getattr(trl, name)) for name in TRAINERS}
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # the table says it instead of a warning
+    modules = {name: importlib.import_module(module) for name, module in TRAINERS.items()}
+    trainers = {name: dataclass_fields(getattr(module, name)) for name, module in modules.items()}
     first, *others = trainers.values()
     common = {name: row for name, row in first.items() if all(rows.get(name) == row for rows in others)}
     configs: dict[str, Any] = {COMMON: {"fields": common}}
     for config, rows in trainers.items():
         own = {name: row for name, row in rows.items() if name not in common}
-        configs[config] = {"extends": COMMON, "fields": own}
+        configs[config] = {"extends": COMMON, "fields": own, "module": TRAINERS[config]}
     configs["LoraConfig"] = {"fields": dataclass_fields(LoraConfig)}
     configs["BitsAndBytesConfig"] = {"fields": quantization_fields(BitsAndBytesConfig)}
     return {"configs": configs, "versions": {name: version(name) for name in ("peft", "transformers", "trl")}}

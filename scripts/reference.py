@@ -55,6 +55,9 @@ NAMED = {
     "tuple[AnyEvaluation, ...]": "list of evaluations",
     "tuple[AnyExport, ...]": "list of exports",
     "tuple[str, ...]": "list of texts",
+    "dict[str, Any]": "keys and values",
+    "tuple[Tag, ...]": "list of texts",
+    "dict[str, Any] | str": "keys and values, or text",
 }
 LIMITS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 
@@ -159,6 +162,8 @@ def _default(value: ast.expr | None) -> tuple[str, str]:
 def _written(value: ast.expr) -> str:
     if isinstance(value, ast.Tuple) and not value.elts:
         return "none"
+    if isinstance(value, ast.Name):
+        return f"the text `{value.id}` in its file"
     plain = ast.literal_eval(value)
     if plain is None:
         return "unset"

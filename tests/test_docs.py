@@ -29,7 +29,16 @@ from llmkit.recipe.spec import variant_names
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(p for p in [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"] if p.is_file())
-ROOMS = ("methods", "model.adapters", "model.quantization", "evaluation", "exports", "data.formats", "data.made")
+ROOMS = (
+    "methods",
+    "model.adapters",
+    "model.quantization",
+    "rewards",
+    "evaluation",
+    "exports",
+    "data.formats",
+    "data.made",
+)
 MOST_SKIPS = 6
 READING = ("cat", "head", "ls")
 """Commands besides `llmkit` that a page may use."""

@@ -20,6 +20,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+GATE_MISSED = 3
+"""Exit code where a check found what must not be trained on; nothing failed."""
+
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).")]
 Target = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or a recipe file for its base model.")]
 Overrides = Annotated[
@@ -80,6 +83,7 @@ def run(
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/RECIPE, numbered if taken.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of the run folder.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Print sampled completions as they come.")] = False,
 ) -> None:
     """Fine-tune, evaluate and export as the recipe says."""
     from llmkit.recipe.loading import load_recipe
@@ -94,7 +98,7 @@ def run(
     from llmkit.runs.report import print_result
     from llmkit.runs.runner import run as run_recipe
 
-    result = run_recipe(the_recipe, out=out, name=recipe.stem, resume=resume, narrator=terminal())
+    result = run_recipe(the_recipe, out=out, name=recipe.stem, resume=resume, watch=watch, narrator=terminal())
     print_result(result, _console())
 
 
@@ -153,6 +157,49 @@ def plan(
     if the_plan.size is not None:
         typer.echo(f"model:    {the_plan.size.parameters / 1e6:,.0f} M parameters ({the_plan.size.source})")
     _print_table(("decision", "value", "reason"), [(d.key, _value(d.value), d.reason) for d in the_plan.decisions])
+
+
+@app.command()
+def reward(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows to try the rewards on, evenly from the training rows.")] = 32,
+    golden: Annotated[
+        str | None, typer.Option(help="Completion that deserves the full reward, e.g. '<answer>$answer</answer>'.")
+    ] = None,
+) -> None:
+    """Try the rewards out on golden answers and on text that deserves nothing; ends with 3 if they can be tricked."""
+    from llmkit.recipe.loading import load_recipe
+    from llmkit.runs.progress import terminal
+    from llmkit.runs.report import print_workbench
+    from llmkit.runs.workbench import try_rewards
+
+    found = try_rewards(load_recipe(recipe, overrides or ()), rows, golden=golden, narrator=terminal())
+    print_workbench(found, _console())
+    if not found.passed:
+        raise typer.Exit(GATE_MISSED)
+
+
+@app.command()
+def preflight(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    prompts: Annotated[int, typer.Option(min=1, help="Training prompts to answer.")] = 16,
+    samples: Annotated[int, typer.Option(min=2, help="Answers to each prompt.")] = 8,
+    pass_at: Annotated[
+        float | None, typer.Option(help="Reward from which an answer passes; default: what golden answers earn.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write all figures and answers to.")] = None,
+) -> None:
+    """Sample the base model: what it earns, whether it can learn from that, what a step takes, and what to change."""
+    from llmkit.recipe.loading import load_recipe
+    from llmkit.runs.preflight import preflight as fly
+    from llmkit.runs.progress import terminal
+    from llmkit.runs.report import print_preflight
+
+    the_recipe = load_recipe(recipe, overrides or ())
+    found = fly(the_recipe, prompts=prompts, samples=samples, pass_at=pass_at, out=out, narrator=terminal())
+    print_preflight(found, _console())
 
 
 @app.command("eval")

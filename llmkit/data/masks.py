@@ -1,9 +1,12 @@
-"""Rows -> tokens and labels. Conversations are rendered once; what is trained is found by character offsets.
+"""Rows of a single sequence -> tokens and labels. A conversation is rendered once; offsets say what is trained.
 
 The tokenizer's own Jinja template is the only source of the rendering. A template with `{% generation %}` marks says
 itself what the assistant wrote; for any other, each assistant turn is the difference between the rendering before it
 (with the generation prompt) and after it. A template for which those renderings are not prefixes of the whole is
 refused, because the mask would be a guess.
+
+Each function takes a tokenizer, an example and the token ids that end a generated answer (`stops`), and returns
+`input_ids` and `labels`, which are -100 where nothing is learnt.
 """
 
 from __future__ import annotations
@@ -11,71 +14,82 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from llmkit.data.shapes import RowError, Shape
+from llmkit.data.shapes import RowError
 from llmkit.errors import SetupError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
-Tokens = tuple[list[int], list[int]]
+Tokens = dict[str, list[int]]
+"""Token ids under the names of TRL's columns."""
 
 
-def tokenize(
-    tokenizer: PreTrainedTokenizerBase, shape: Shape, example: Mapping[str, Any], stops: frozenset[int]
-) -> Tokens:
-    """Return `(input_ids, labels)` of one example; labels are -100 where nothing is learnt.
-
-    `stops` are the token ids that end a generated answer. Raises RowError for a row that can't be masked, SetupError
-    where the tokenizer has no chat template or its template ends turns with a token that generation does not stop on.
-    """
-    if shape is Shape.CONVERSATION:
-        return _conversation(tokenizer, example, stops)
-    if shape is Shape.PROMPT_COMPLETION:
-        # Apart, as at inference: a token that spans the boundary would never be seen there.
-        prompt = _ids(tokenizer, example["prompt"], special=True)
-        completion = [*_ids(tokenizer, example["completion"], special=False), tokenizer.eos_token_id]
-        return prompt + completion, [IGNORED] * len(prompt) + completion
-    if shape is Shape.TEXT:
-        ids = [*_ids(tokenizer, example["text"], special=True), tokenizer.eos_token_id]
-        return ids, list(ids)
-    raise ValueError(f"{shape} rows are tokenized by their method's trainer")
+def text(tokenizer: PreTrainedTokenizerBase, example: Mapping[str, Any], stops: frozenset[int]) -> Tokens:
+    """Train on every token of a text, and on the end token."""
+    ids = [*token_ids(tokenizer, example["text"], special=True), end_token(tokenizer)]
+    return {"input_ids": ids, "labels": list(ids)}
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> list[int]:
+def completion(tokenizer: PreTrainedTokenizerBase, example: Mapping[str, Any], stops: frozenset[int]) -> Tokens:
+    """Train on the completion of a plain prompt, and on the end token."""
+    # Apart, as at inference: a token that spans the boundary would never be seen there.
+    prompt = token_ids(tokenizer, example["prompt"], special=True)
+    answer = [*token_ids(tokenizer, example["completion"], special=False), end_token(tokenizer)]
+    return {"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer}
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> list[int]:
+    """Return the ids of a text; with `special`, with the tokens that the tokenizer puts around it (e.g. a start)."""
     return list(tokenizer(text, add_special_tokens=special)["input_ids"])
 
 
-def _conversation(tokenizer: PreTrainedTokenizerBase, example: Mapping[str, Any], stops: frozenset[int]) -> Tokens:
-    if not tokenizer.chat_template:
+def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id that ends a plain text; raises SetupError for a tokenizer that has none."""
+    if tokenizer.eos_token_id is None:
         raise SetupError(
-            "the tokenizer has no chat template, so conversations can't be rendered",
-            remedy="Give one as a Jinja file: model: {chat_template: template.jinja}; or train on `prompt_completion` "
-            "or `text` rows.",
+            "the tokenizer has no end token, so the model would learn never to stop",
+            remedy="Name one of its tokens: model: {eos_token: '</s>'}.",
         )
+    return int(tokenizer.eos_token_id)
+
+
+def conversation(tokenizer: PreTrainedTokenizerBase, example: Mapping[str, Any], stops: frozenset[int]) -> Tokens:
+    """Train on each turn of the assistant, with the token that ends it.
+
+    Raises RowError for a conversation that can't be masked, SetupError where the tokenizer has no chat template or its
+    template ends turns with a token that generation does not stop on.
+    """
     messages, tools = example["messages"], example.get("tools")
     text = render(tokenizer, messages, tools)
     if "{% generation" in str(tokenizer.chat_template) or "{%- generation" in str(tokenizer.chat_template):
         spans = _marked_spans(tokenizer, messages, tools)
     else:
         spans = _spans_by_prefix(tokenizer, text, messages, tools)
-    ends = [tokenizer.decode([i]) for i in sorted(stops)]
-    spans = [_up_to_stop(text, span, ends) for span in spans]
+    spans = [up_to_stop(tokenizer, text, span, stops) for span in spans]
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids: list[int] = list(encoded["input_ids"])
     labels = [
         token if start < end and any(a <= start and end <= b for a, b in spans) else IGNORED
         for token, (start, end) in zip(ids, encoded["offset_mapping"], strict=True)
     ]
-    return ids, labels
+    return {"input_ids": ids, "labels": labels}
 
 
 def render(
     tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], tools: Any = None, *, prompt: bool = False
 ) -> str:
-    """Render a conversation as text; with `prompt`, up to where the assistant would answer next."""
+    """Render a conversation as text; with `prompt`, up to where the assistant would answer next.
+
+    Raises SetupError for a tokenizer without a chat template, RowError for a conversation that the template refuses.
+    """
     from jinja2 import TemplateError
 
+    if not tokenizer.chat_template:
+        raise SetupError(
+            "the tokenizer has no chat template, so conversations can't be rendered",
+            remedy="Give one as a Jinja file: model: {chat_template: template.jinja}; or train on plain strings.",
+        )
     try:
         return str(tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=prompt))
     except TemplateError as error:
@@ -118,9 +132,15 @@ def _spans_by_prefix(
     return spans
 
 
-def _up_to_stop(text: str, span: tuple[int, int], ends: list[str]) -> tuple[int, int]:
-    """Cut a span after the stop token that ends it: the template's white space behind it is not learnt."""
+def up_to_stop(
+    tokenizer: PreTrainedTokenizerBase, text: str, span: tuple[int, int], stops: frozenset[int]
+) -> tuple[int, int]:
+    """Cut a span after the stop token that ends it: the template's white space behind it is not learnt.
+
+    Raises SetupError where something else ends it.
+    """
     start, end = span
+    ends = [tokenizer.decode([i]) for i in sorted(stops)]
     turn = text[start:end].rstrip()
     if not turn.endswith(tuple(ends)):
         # Marks may enclose the content only; the stop token then follows directly.

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from llmkit.data.ledger import Account, Ledger
-from llmkit.data.masks import IGNORED, tokenize
-from llmkit.data.shapes import RowError, Shape
+from llmkit.data.shapes import RowError, Shape, UnlearnableError
 from llmkit.data.sources import check_source, common_shape, read_examples
 from llmkit.data.splits import Row, Splits
+from llmkit.data.tokens import check_start, fitted, tokenize
 from llmkit.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
     from llmkit.recipe.recipe import Recipe, Source
 
-TOKENIZED = frozenset({Shape.CONVERSATION, Shape.PROMPT_COMPLETION, Shape.TEXT})
 HELD_OUT = "held out for evaluation"
 OVERLAP = "also among the held-out rows"
 MOST_DROPPED = 0.5
@@ -66,6 +64,7 @@ def load_splits(
     train = _without_overlap(train, held_out, ledger)
     for accounts, rows in ((ledger.train, train), (ledger.eval, held_out)):
         _check_accounts(accounts, rows)
+    _check_verdicts(train, ledger)
     return Splits(shape, tuple(train), tuple(held_out)), ledger
 
 
@@ -98,49 +97,26 @@ class _Reader:
 
     def rows(self, source: Source, account: Account) -> list[Row]:
         kept = []
-        for where, example in read_examples(source, self.recipe.folder):
-            account.read += 1
-            row = self._row(where, example)
+        for where, example in read_examples(source, self.recipe.folder, account.drop):
+            row = self._row(where, example, account_name(source))
             if isinstance(row, str):
-                account.dropped[row] += 1
-                continue
-            account.kept += 1
-            account.truncated += row.truncated
-            account.tokens += len(row.input_ids)
-            account.trained_tokens += row.trained_tokens
-            kept.append(replace(row, source=account_name(source)))
+                account.drop(row)
+            else:
+                account.keep(row)
+                kept.append(row)
         return kept
 
-    def _row(self, where: str, example: dict[str, Any]) -> Row | str:
+    def _row(self, where: str, example: dict[str, Any], source: str) -> Row | str:
         """Return the tokenized row, or the reason why it is dropped."""
-        if self.shape not in TOKENIZED:
-            return Row(where, example)
         try:
-            ids, labels = tokenize(self.tokenizer, self.shape, example, self.stops)
+            tokens = tokenize(self.tokenizer, self.shape, example, self.stops)
+        except UnlearnableError as reason:
+            return str(reason)
         except RowError as error:
             raise DataError(str(error), where=where) from error
-        bos = self.tokenizer.bos_token_id
-        if bos is not None and ids[:2] == [bos, bos]:
-            raise DataError(
-                f"the rendered row begins with {self.tokenizer.bos_token!r} twice",
-                where=where,
-                remedy="The text or the chat template adds a start token that the tokenizer adds as well.",
-            )
-        if self.max_length is not None and len(ids) > self.max_length:
-            if self.recipe.data.overflow == "error":
-                raise DataError(
-                    f"the row has {len(ids)} tokens, more than `training.max_length` {self.max_length}",
-                    where=where,
-                    remedy="Raise training.max_length, or choose data.overflow: drop or truncate.",
-                )
-            if self.recipe.data.overflow == "drop":
-                return f"longer than {self.max_length} tokens"
-        cut = self.max_length is not None and len(ids) > self.max_length
-        if cut:
-            ids, labels = ids[: self.max_length], labels[: self.max_length]
-        if all(label == IGNORED for label in labels):
-            return "no trained token is left"
-        return Row(where, example, {"input_ids": ids, "labels": labels}, truncated=cut)
+        row = Row(where, example, tokens, source)
+        check_start(row, self.tokenizer)
+        return fitted(row, self.max_length, self.recipe.data.overflow)
 
 
 def _hold_out(rows: list[Row], share: float, seed: int, ledger: Ledger) -> tuple[list[Row], list[Row]]:
@@ -151,38 +127,29 @@ def _hold_out(rows: list[Row], share: float, seed: int, ledger: Ledger) -> tuple
     chosen = set(random.Random(seed).sample(range(len(rows)), count))
     held_out = [row for index, row in enumerate(rows) if index in chosen]
     account = ledger.eval.setdefault("held out of the training rows", Account())
-    account.read = account.kept = count
-    account.tokens = sum(len(row.input_ids) for row in held_out)
-    account.trained_tokens = sum(row.trained_tokens for row in held_out)
     for row in held_out:
-        _move(ledger.train, row, HELD_OUT)
+        account.keep(row)
+        ledger.train[row.source].give_up(row, HELD_OUT)
     return [row for index, row in enumerate(rows) if index not in chosen], held_out
 
 
 def _without_overlap(train: list[Row], held_out: list[Row], ledger: Ledger) -> list[Row]:
-    """Drop training rows that are also held out: a score on rows that were trained on says nothing."""
+    """Drop training rows that are also held out: a score on rows that were trained on says nothing.
+
+    Rows are the same if the model reads the same, whatever other columns they have.
+    """
     seen = {_content(row) for row in held_out}
     kept = []
     for row in train:
         if _content(row) in seen:
-            _move(ledger.train, row, OVERLAP)
+            ledger.train[row.source].give_up(row, OVERLAP)
         else:
             kept.append(row)
     return kept
 
 
 def _content(row: Row) -> str:
-    return json.dumps(row.example, sort_keys=True, ensure_ascii=False)
-
-
-def _move(accounts: dict[str, Account], row: Row, reason: str) -> None:
-    """Account for a training row that was kept at first and is dropped after all."""
-    account = accounts[row.source]
-    account.kept -= 1
-    account.truncated -= row.truncated
-    account.dropped[reason] += 1
-    account.tokens -= len(row.input_ids)
-    account.trained_tokens -= row.trained_tokens
+    return json.dumps(row.sequences)
 
 
 def _check_accounts(accounts: dict[str, Account], rows: Iterable[Row]) -> None:
@@ -197,3 +164,15 @@ def _check_accounts(accounts: dict[str, Account], rows: Iterable[Row]) -> None:
             )
     if accounts and not any(True for _ in rows):
         raise DataError(f"no usable rows in {', '.join(accounts)}")
+
+
+def _check_verdicts(train: list[Row], ledger: Ledger) -> None:
+    """Raise DataError if unpaired feedback calls all training rows good, or all bad: there is nothing to tell apart."""
+    verdicts = {row.verdict for row in train}
+    if len(verdicts) == 1 and None not in verdicts:
+        (only,) = verdicts
+        raise DataError(
+            f"all {len(train)} training rows are {only}, and unpaired feedback (KTO) needs both good and bad ones",
+            where=", ".join(ledger.train),
+            remedy="Add rows with the other `label`, or use more of the source (`max_rows`).",
+        )

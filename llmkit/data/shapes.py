@@ -29,3 +29,14 @@ class Shape(StrEnum):
 
 class RowError(ValueError):
     """One row can't be used; the message is the reason, without the place (the reader knows it)."""
+
+
+class UnlearnableError(RowError):
+    """One row teaches nothing, e.g. a pair of equal answers: it is dropped and counted, and the run goes on.
+
+    The message is the reason in the ledger, so it is short and the same for all such rows.
+    """
+
+
+EQUAL = "the answers are equal"
+EMPTY = "an answer is empty"

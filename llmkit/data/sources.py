@@ -1,19 +1,21 @@
-"""Rows from files, folders, installed packages, llmkit's own data sets and the hub, each with the place it stands."""
+"""Rows from files, folders, installed packages, generators and the hub, each with the place it stands."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmkit.data import reasoning_gym
 from llmkit.data.formats.base import Format, MissingColumnError
 from llmkit.data.readers import READERS, Placed, read_file, read_folder, reader_of
-from llmkit.data.shapes import RowError, Shape
+from llmkit.data.shapes import RowError, Shape, UnlearnableError
 from llmkit.errors import DataError, RecipeError, SetupError, did_you_mean
 from llmkit.recipe.spec import variant_names
 
@@ -54,24 +56,32 @@ def common_shape(sources: Iterable[Source]) -> Shape:
 
     Raises RecipeError if they differ, or if there are no sources.
     """
-    shapes = {source: format_of(source).shape for source in sources}
+    shapes = [(source, format_of(source).shape) for source in sources]
     if not shapes:
         raise RecipeError("no data sources")
-    if len(set(shapes.values())) > 1:
-        listed = "; ".join(f"{source.path} is {shape} (format {source.format})" for source, shape in shapes.items())
+    if len({shape for _, shape in shapes}) > 1:
+        listed = "; ".join(f"{source.path} is {shape} (format {source.format})" for source, shape in shapes)
         raise RecipeError(f"the data sources have rows of different shapes: {listed}", where="data")
-    return next(iter(shapes.values()))
+    return shapes[0][1]
 
 
-def read_examples(source: Source, folder: Path) -> Placed:
+def _unheard(reason: str) -> None:
+    pass
+
+
+def read_examples(source: Source, folder: Path, on_drop: Callable[[str], None] = _unheard) -> Placed:
     """Yield the rows of `source` in the shape of its format, each after its place.
 
-    Raises DataError at the first row that can't be used, and what `read_rows` raises.
+    A row that teaches nothing is left out, and `on_drop` is told why. Raises DataError at the first row that is broken,
+    and what `read_rows` raises.
     """
     row_format = format_of(source)
     for index, (where, row) in enumerate(read_rows(source, folder)):
         try:
             example = row_format.convert(row)
+        except UnlearnableError as exc:
+            on_drop(str(exc))
+            continue
         except RowError as exc:
             unfit = index == 0 and isinstance(exc, MissingColumnError)
             remedy = _fitting(row, row_format) if unfit else None
@@ -102,8 +112,9 @@ def read_rows(source: Source, folder: Path) -> Placed:
     source has no use for, and SetupError for a hub that can't be reached or a package that isn't installed.
     """
     check_source(source, folder)
-    if source.path.startswith("made:"):
-        rows = _read_made(source)
+    generator = _generator(source)
+    if generator is not None:
+        rows = generator.read(source)
     elif (path := local_path(source, folder)) is not None:
         rows = read_folder(path, source.path) if path.is_dir() else read_file(path, source.path)
     else:
@@ -117,17 +128,28 @@ def check_source(source: Source, folder: Path) -> None:
     Raises DataError for a missing file, folder or made data set, RecipeError for keys that this kind of source has no
     use for, and SetupError for a package that isn't installed.
     """
-    made = source.path.startswith("made:")
-    if made:
-        _check_made(source)
-    path = None if made else local_path(source, folder)
-    if path is not None and path.is_file():
-        reader_of(path, source.path)
-    unused = ("name", "revision") if made else ("split", "name", "revision") if path is not None else ()
+    generator = _generator(source)
+    if generator is not None:
+        generator.check(source)
+        what, unused = generator.what, generator.unused
+    elif (path := local_path(source, folder)) is not None:
+        if path.is_file():
+            reader_of(path, source.path)
+        what, unused = "a local file", ("split", "name", "revision", "options")
+    else:
+        what, unused = "a hub data set", ("options",)
     for key in unused:
-        if getattr(source, key) is not None:
-            what = "a made data set" if made else "a local file"
+        if getattr(source, key) not in (None, {}):
             raise RecipeError(f"{what} has no `{key}`", where=source.path, remedy=f"Leave `{key}` out.")
+
+
+def is_generated(source: Source) -> bool:
+    """Whether the rows of `source` are made when they are read, so that there is no file of them."""
+    return _generator(source) is not None
+
+
+def _generator(source: Source) -> _Generator | None:
+    return next((maker for prefix, maker in GENERATORS.items() if source.path.startswith(prefix)), None)
 
 
 def local_path(source: Source, folder: Path) -> Path | None:
@@ -196,7 +218,7 @@ def _some(rows: Placed, label: str) -> Placed:
     yield from rows
 
 
-# --- made data sets --------------------------------------------------------------------------------------------------
+# --- generated data sets ---------------------------------------------------------------------------------------------
 
 
 def _check_made(source: Source) -> None:
@@ -224,6 +246,25 @@ def _read_made(source: Source) -> Placed:
     module = importlib.import_module(f"{MADE}.{source.path.removeprefix('made:')}")
     for index, row in enumerate(module.rows(source.split or "train")):
         yield f"{source.path}[{index}]", row
+
+
+@dataclass(frozen=True)
+class _Generator:
+    """A maker of rows: what its sources are called, the keys they have no use for, and its two steps."""
+
+    what: str
+    unused: tuple[str, ...]
+    check: Callable[[Source], None]
+    read: Callable[[Source], Placed]
+
+
+GENERATORS = {
+    "made:": _Generator("a made data set", ("name", "revision", "options"), _check_made, _read_made),
+    reasoning_gym.PREFIX: _Generator(
+        "a reasoning_gym task", ("name", "revision"), reasoning_gym.check, reasoning_gym.rows
+    ),
+}
+"""The makers of rows, by what a source's `path` begins with."""
 
 
 # --- the hub ---------------------------------------------------------------------------------------------------------

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llmkit.data.shapes import Shape
+
+ANSWERS = ("chosen_ids", "rejected_ids", "completion_ids")
+"""Columns of `Row.tokens` that follow `prompt_ids`, each a sequence of its own."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,43 @@ class Row:
         return self.tokens.get("labels", [])
 
     @property
+    def answers(self) -> list[list[int]]:
+        """The answers to the prompt: two of a preference (the better first), one of unpaired feedback, else none."""
+        return [self.tokens[name] for name in ANSWERS if name in self.tokens]
+
+    @property
+    def sequences(self) -> list[list[int]]:
+        """What the model reads: the prompt with each answer; or the single sequence that there is."""
+        prompt = self.tokens.get("prompt_ids", [])
+        return [prompt + answer for answer in self.answers] or [self.tokens.get("input_ids", prompt)]
+
+    @property
+    def longest(self) -> int:
+        """Length of the longest sequence, in tokens."""
+        return max(map(len, self.sequences))
+
+    @property
+    def total_tokens(self) -> int:
+        """Number of tokens of all sequences: a pair counts its prompt twice."""
+        return sum(map(len, self.sequences))
+
+    @property
     def trained_tokens(self) -> int:
         """Number of tokens that carry loss."""
-        return sum(label != -100 for label in self.labels)
+        return sum(label != -100 for label in self.labels) + sum(map(len, self.answers))
+
+    @property
+    def verdict(self) -> str | None:
+        """Whether unpaired feedback calls the answer `good` or `bad`; None for other rows."""
+        if "completion_ids" not in self.tokens:
+            return None
+        return "good" if self.example["label"] else "bad"
+
+    def cut(self, length: int) -> Row:
+        """Return the row with no sequence longer than `length` tokens: ends are cut off, a prompt is left whole."""
+        room = max(0, length - len(self.tokens.get("prompt_ids", [])))
+        tokens = {name: ids if name == "prompt_ids" else ids[:room] for name, ids in self.tokens.items()}
+        return replace(self, tokens=tokens, truncated=True)
 
 
 @dataclass(frozen=True)

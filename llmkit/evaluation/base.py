@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from llmkit.data.splits import Row
 from llmkit.recipe.spec import Variant
@@ -58,6 +58,12 @@ class Subject:
 
 class Evaluation(Variant):
     """Base of the evaluations; the file name is the `type`."""
+
+    model_classes: ClassVar[frozenset[str]] = frozenset({"AutoModelForCausalLM"})
+    """The transformers classes of the models that can be scored so (`Method.model_class`)."""
+
+    needs_rewards: ClassVar[bool] = False
+    """Whether it scores with the recipe's rewards."""
 
     def requires_rows(self) -> bool:
         """Whether held-out rows (`data.eval`) are required."""

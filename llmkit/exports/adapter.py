@@ -42,7 +42,10 @@ def check_adapter(trained: Trained, folder: Path) -> dict[str, float]:
         raise RunError(f"the saved adapter is not whole: {len(found)} of {len(expected)} tensors, e.g. {wrong}")
     updates = [tensor for name, tensor in saved.items() if "lora_B" in name]
     if updates and not any(bool(tensor.any()) for tensor in updates):
-        raise RunError("the saved adapter is zero: it changes nothing")
+        raise RunError(
+            "the saved adapter is zero: the run changed nothing",
+            remedy="metrics.jsonl tells why: a learning rate of 0, or steps without any signal (all rewards alike).",
+        )
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     if not config.get("base_model_name_or_path"):
         raise RunError("the saved adapter does not name its base model")

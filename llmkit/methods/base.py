@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -68,6 +68,16 @@ class Method(Variant):
 
     needs_rewards: ClassVar[bool] = False
     """Whether the recipe must have `rewards`; it must not where this is false."""
+
+    def defaults(self, training: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return this method's own values by training key, where the TRL config's defaults are another method's.
+
+        `training` is what the recipe sets; the planner leaves those keys alone.
+        """
+        return {}
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        """Refuse what this method can't do, before torch is imported; raises RecipeError."""
 
     def build_trainer(self, job: Job) -> Trainer:
         """Build the TRL trainer for `job`; the only call of a run that depends on the method."""

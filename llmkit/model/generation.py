@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmkit.model.loading import stop_ids
@@ -12,6 +13,20 @@ if TYPE_CHECKING:
     import torch
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
     from transformers.generation.streamers import BaseStreamer
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What a model added to a prompt."""
+
+    tokens: tuple[int, ...]
+    """The new tokens, the one that ended the answer included."""
+
+    text: str
+    """The answer, without special tokens."""
+
+    stopped: bool
+    """Whether an end token ended it; if not, it was cut off at the limit."""
 
 
 def generate(
@@ -34,22 +49,60 @@ def generate(
     `on_done` is called after each batch with the number of prompts answered so far; a `streamer` gets the tokens of a
     single prompt as they come. Raises ValueError for an empty prompt.
     """
+    config = {"max_new_tokens": max_new_tokens, **_sampling(temperature)}
+    found = _continuations(model, tokenizer, prompts, config, batch_size, seed, on_done, streamer)
+    return [continuation.text for continuation in found]
+
+
+def sample(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+    on_done: Callable[[int], None] | None = None,
+    **settings: Any,
+) -> list[Continuation]:
+    """Return a sampled continuation of each prompt, with its tokens and whether it ended by itself.
+
+    As `generate`; `settings` are further ones of transformers' GenerationConfig, such as `top_p`, `top_k`, `min_p` and
+    `repetition_penalty`. A prompt that is given several times is continued in several ways.
+    """
+    config = {"max_new_tokens": max_new_tokens, **_sampling(temperature), **settings}
+    return _continuations(model, tokenizer, prompts, config, batch_size, seed, on_done, None)
+
+
+def _continuations(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    settings: Mapping[str, Any],
+    batch_size: int,
+    seed: int,
+    on_done: Callable[[int], None] | None,
+    streamer: BaseStreamer | None,
+) -> list[Continuation]:
+    """Return the continuation of each prompt, in the order given; `settings` are those of a GenerationConfig."""
     if not all(prompts):
         raise ValueError("a prompt to continue needs at least one token")
     stop = set(stop_ids(tokenizer, model.generation_config))
     pad = _first_known(tokenizer.pad_token_id, *sorted(stop), default=0)
-    config = _settings(max_new_tokens, temperature, stop=stop, pad=pad)
-    texts = [""] * len(prompts)
-    done = 0
+    config = _config(settings, stop=stop, pad=pad)
+    found: dict[int, Continuation] = {}
     with eval_mode(model), _own_settings_hidden(model), _seeded(model, seed):
         for batch in _batches([len(p) for p in prompts], batch_size, equal=_ignores_positions(model)):
             continued = _continue_batch(model, [prompts[i] for i in batch], config, pad, streamer)
             for i, tokens in zip(batch, continued, strict=True):
-                texts[i] = str(tokenizer.decode(_until_stop(tokens, stop), skip_special_tokens=True))
-            done += len(batch)
+                answer = _until_stop(tokens, stop)
+                text = str(tokenizer.decode(answer, skip_special_tokens=True))
+                ended = tokens[: len(answer) + 1]
+                found[i] = Continuation(tuple(ended), text, stopped=len(ended) > len(answer))
             if on_done is not None:
-                on_done(done)
-    return texts
+                on_done(len(found))
+    return [found[i] for i in range(len(prompts))]
 
 
 def _batches(lengths: Sequence[int], batch_size: int, *, equal: bool) -> list[list[int]]:
@@ -75,23 +128,22 @@ def _ignores_positions(model: PreTrainedModel) -> bool:
     return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
 
 
-def _settings(max_new_tokens: int, temperature: float, *, stop: set[int], pad: int) -> GenerationConfig:
-    """Return generation settings; sampling flags only where they count, since transformers warns of idle ones."""
+def _sampling(temperature: float) -> dict[str, Any]:
+    """Return the settings of sampling from the whole distribution, or of greedy decoding where `temperature` is 0.
+
+    Sampling flags only where they count, since transformers warns of idle ones.
+    """
+    if temperature == 0:
+        return {"do_sample": False}
+    # top_k 0: transformers' default is 50, which is not the model's distribution.
+    return {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+
+
+def _config(settings: Mapping[str, Any], *, stop: set[int], pad: int) -> GenerationConfig:
     from transformers import GenerationConfig
 
-    sampling: dict[str, Any] = {"do_sample": False}
-    if temperature > 0:
-        # top_k 0: transformers' default is 50, which is not the model's distribution.
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     make: Callable[..., GenerationConfig] = GenerationConfig  # its constructor is not typed
-    return make(
-        max_new_tokens=max_new_tokens,
-        num_beams=1,
-        use_cache=True,
-        eos_token_id=sorted(stop) or None,
-        pad_token_id=pad,
-        **sampling,
-    )
+    return make(num_beams=1, use_cache=True, eos_token_id=sorted(stop) or None, pad_token_id=pad, **settings)
 
 
 def _continue_batch(

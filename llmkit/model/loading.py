@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmkit.errors import SetupError
+from llmkit.errors import RecipeError, SetupError
+from llmkit.model.heads import (
+    CLASSIFIER,
+    check_one_label,
+    check_whole,
+    fresh_head,
+    gives_scores,
+    hold_head_in_float32,
+    is_classifier,
+)
 from llmkit.model.sources import ModelSource, cache_folder, locate
 from llmkit.planning.plan import Plan
+from llmkit.recipe import fields
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -68,11 +79,12 @@ def load_model(
         quantization_config=quantization.build(plan) if quantization else None,
         device=str(plan["hardware.device"]),
     )
-    _agree_on_ends(model, tokenizer)
+    agree_on_ends(model, tokenizer)
     adapter = adapter or locate(recipe.model, recipe.folder).adapter
     if adapter is not None:
         from peft import PeftModel
 
+        _check_adapter_kind(adapter, recipe)
         return PeftModel.from_pretrained(model, adapter, is_trainable=True)
     return model
 
@@ -85,13 +97,21 @@ def load_base(
     quantization_config: Any = None,
     device: str = "cpu",
 ) -> PreTrainedModel:
-    """Load the base model of `recipe` without an adapter; quantized weights go straight to `device`."""
+    """Load the base model of `recipe` without an adapter; quantized weights go straight to `device`.
+
+    A reward model is a sequence classifier with one label. The head that a language model lacks for it is random, and
+    the same for the same `training.seed`. Raises SetupError if the weights are not those of the model that the method
+    trains, RecipeError if the recipe would quantize the head.
+    """
     import torch
     import transformers
 
     source = locate(recipe.model, recipe.folder)
     auto_class = getattr(transformers, recipe.method.model_class)
     options: dict[str, Any] = {"dtype": getattr(torch, dtype), "attn_implementation": attn_implementation}
+    scores = recipe.method.model_class == CLASSIFIER
+    if scores:
+        options["num_labels"] = 1
     if quantization_config is not None:
         options["quantization_config"] = quantization_config
         options["device_map"] = {"": _local_device(device)}
@@ -99,13 +119,17 @@ def load_base(
         options["use_safetensors"] = True
     quiet_bitsandbytes()
     with _explained(recipe.model, source):
-        model = auto_class.from_pretrained(
-            loadable(source),
-            revision=_revision(source, recipe.model),
-            trust_remote_code=recipe.model.trust_remote_code,
-            **options,
-        )
+        path = loadable(source)
+        where = {"revision": _revision(source, recipe.model), "trust_remote_code": recipe.model.trust_remote_code}
+        config = transformers.AutoConfig.from_pretrained(path, **where).to_dict()
+        _check_kind(config, recipe)
+        with fresh_head(_seed(recipe)) if scores and not is_classifier(config) else nullcontext():
+            model, report = auto_class.from_pretrained(path, output_loading_info=True, **where, **options)
+    check_whole(report, f"`model.name`: {recipe.model.name}")
     keep_4bit_weights_in_place(model)
+    if scores:
+        _check_head(model)
+        hold_head_in_float32(model)
     return model
 
 
@@ -220,8 +244,58 @@ def _template(path: Path) -> str:
         raise SetupError(f"`model.chat_template`: {path} can't be read: {error.strerror}") from error
 
 
-def _agree_on_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make generation stop on the tokenizer's end token too; a saved model carries this along."""
+def _seed(recipe: Recipe) -> int:
+    return int(recipe.training.kwargs().get("seed", fields.describe(recipe.method.config)["seed"].default))
+
+
+def _check_kind(config: Mapping[str, Any], recipe: Recipe) -> None:
+    """Raise SetupError for a classifier where a language model is trained, and for one that gives no single score."""
+    if not is_classifier(config):
+        return
+    name, method = recipe.model.name, recipe.method
+    if method.model_class != CLASSIFIER:
+        raise SetupError(
+            f"`model.name`: {name} is a sequence classifier (a reward model), and method {method.type!r} trains a "
+            "language model",
+            remedy="Start from a language model, e.g. the one that the classifier was made from.",
+        )
+    check_one_label(config, f"`model.name`: {name}")
+
+
+def _check_head(model: PreTrainedModel) -> None:
+    """Raise RecipeError where the head, which is trained as a whole, was quantized with the other layers."""
+    import torch
+
+    head = getattr(model, "score", None)
+    if isinstance(head, torch.nn.Linear) and type(head) is not torch.nn.Linear:
+        raise RecipeError(
+            "`quantization.llm_int8_skip_modules` replaces the list that keeps the score head whole, and a quantized "
+            "head can't be trained",
+            remedy="Add `score` to the list.",
+        )
+
+
+def _check_adapter_kind(adapter: Path, recipe: Recipe) -> None:
+    """Raise SetupError for a language model's adapter over a classifier, and the other way round."""
+    found = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("task_type")
+    wanted = "SEQ_CLS" if recipe.method.model_class == CLASSIFIER else "CAUSAL_LM"
+    if found in ("SEQ_CLS", "CAUSAL_LM") and found != wanted:
+        raise SetupError(
+            f"{adapter} is an adapter for {found}, and method {recipe.method.type!r} trains one for {wanted}",
+            remedy="Merge it first (`export: [{type: merged}]`) and start from the merged model."
+            if found == "CAUSAL_LM"
+            else "Start from a language model.",
+        )
+
+
+def agree_on_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make generation stop on the tokenizer's end token too; a saved model carries this along.
+
+    A classifier generates nothing, but finds the last token of a padded row by the pad token.
+    """
+    if gives_scores(model):
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+        return
     config = model.generation_config
     if config is None:
         return

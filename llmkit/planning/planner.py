@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def plan(recipe: Recipe, hardware: Hardware, size: ModelSize | None) -> Plan:
     """Decide what `recipe`, which `check` has accepted, leaves open for a model of `size` (None: unknown)."""
     case = Case(recipe, hardware, size)
-    decided = (decide(case) for decide in _DECISIONS)
+    decided = (*(decide(case) for decide in _DECISIONS), *_published(case))
     return Plan(hardware, size, tuple(d for d in decided if d is not None and d.key not in case.given))
 
 
@@ -114,6 +114,14 @@ def _learning_rate(case: Case) -> Decision | None:
     if case.config == "SFTConfig":
         reason += " (QLoRA, arXiv:2305.14314, used 2e-4)"
     return Decision("training.learning_rate", rate, reason)
+
+
+def _published(case: Case) -> tuple[Decision, ...]:
+    """Return the method's own values, where the defaults of its TRL config are another method's."""
+    method = case.recipe.method
+    reason = f"{method.type} as published; {method.config} defaults to another method's value"
+    values = method.defaults(case.recipe.training.kwargs())
+    return tuple(Decision(f"training.{key}", value, reason) for key, value in values.items())
 
 
 # --- Loading and logging -------------------------------------------------------------------------------------------

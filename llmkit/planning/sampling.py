@@ -9,7 +9,7 @@ from llmkit.planning.case import Case
 from llmkit.planning.hardware import GIB
 from llmkit.planning.memory import WEIGHT_BYTES
 from llmkit.planning.plan import Decision
-from llmkit.planning.precision import dtype
+from llmkit.planning.precision import bf16, dtype, fp16
 from llmkit.planning.reference import Reference, beta, reference
 
 SAMPLERS = frozenset({"GRPOConfig", "RLOOConfig"})
@@ -76,6 +76,8 @@ def continuous_batching(case: Case) -> Decision | None:
         return Decision(key, False, "on a CPU it takes 3.7 times as long as `generate` with a cache (16 completions)")
     if case.recipe.quantization is not None:
         return Decision(key, False, "it casts the model in place, which quantized weights don't survive")
+    if case.value(bf16) or case.value(fp16):
+        return Decision(key, False, "with autocast, TRL 1.16 would cast the trained weights to 16 bits for good")
     at_once = _at_once(case)
     if at_once < _CONTINUOUS_FROM:
         return Decision(key, False, f"{at_once} completions at once: it pays from {_CONTINUOUS_FROM} on (trl 5765)")

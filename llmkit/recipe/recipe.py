@@ -75,13 +75,14 @@ class Source(Spec):
     """One set of rows."""
 
     path: str = Field(min_length=1)
-    """Local .jsonl, .json, .csv or .parquet file, hub id, `made:NAME` (llmkit generates it), or `package:NAME/FILE`."""
+    """Local .jsonl, .json, .csv or .parquet file, hub id, `made:NAME` (llmkit generates it), `reasoning_gym:TASK` (that
+    package generates it), or `package:NAME/FILE`."""
 
     format: str
     """How a row is laid out: the name of a file in `llmkit/data/formats/`."""
 
     split: str | None = None
-    """Split of a hub or made data set; `train` if unset."""
+    """Split of a hub or generated data set; `train` if unset."""
 
     name: str | None = None
     """Configuration of a hub data set that has several."""
@@ -91,6 +92,9 @@ class Source(Spec):
 
     max_rows: int | None = Field(default=None, ge=1)
     """Use only the first rows."""
+
+    options: dict[str, Any] = {}
+    """Settings of a reasoning_gym task (`size`, `seed`, ranges), as its own configuration names them."""
 
     @field_validator("format")
     @classmethod
@@ -133,6 +137,7 @@ class Training(LibrarySpec):
         "completion_only_loss": "llmkit always trains on the completion of a prompt_completion row",
         "dataset_text_field": "choose the data source's `format`",
         "dataset_kwargs": "llmkit prepares the rows itself; choose the data source's `format`",
+        "reward_weights": "use the `weight` of each reward",
         "truncation_mode": "use `data.overflow`",
         "use_cpu": "use `hardware.device: cpu`",
         "no_cuda": "use `hardware.device: cpu`",

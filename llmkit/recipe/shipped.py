@@ -40,10 +40,15 @@ def copy_recipe(name: str, target: Path) -> Path:
     if wanted not in known:
         raise RecipeError(f"no recipe {name!r}{did_you_mean(wanted, known)}; there are {', '.join(known)}")
     path = target / known[wanted].name if target.is_dir() else target
-    if path.exists():
-        raise RecipeError(f"{path} exists already, and is not overwritten")
-    try:
-        shutil.copyfile(known[wanted], path)
-    except OSError as error:
-        raise RecipeError(f"{path} can't be written: {error.strerror}") from error
+    # The Python file of the same name, if there is one, holds the tools that the recipe names.
+    tools = known[wanted].with_suffix(".py")
+    copies = {known[wanted]: path} | ({tools: path.parent / tools.name} if tools.is_file() else {})
+    for place in copies.values():
+        if place.exists():
+            raise RecipeError(f"{place} exists already, and is not overwritten")
+    for original, place in copies.items():
+        try:
+            shutil.copyfile(original, place)
+        except OSError as error:
+            raise RecipeError(f"{place} can't be written: {error.strerror}") from error
     return path

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field
 
 from llmkit.data.splits import Row
-from llmkit.errors import RecipeError, RunError
+from llmkit.errors import LlmkitError, RecipeError, RunError
 from llmkit.recipe.spec import Variant
 
 SHOWN = 200
@@ -69,6 +69,8 @@ def score_part(reward: Reward, completions: Sequence[str], rows: Sequence[Row]) 
     examples = [row.example for row in rows]
     try:
         values = list(reward.scores(completions, examples))
+    except LlmkitError:
+        raise  # it says itself what is wrong, e.g. that a judge can't be reached
     except Exception as error:  # noqa: BLE001 - any failure of a reward must name its row
         index = _culprit(reward, completions, examples)
         raise _failure(reward, f"raised {type(error).__name__}: {error}", completions, rows, index) from error

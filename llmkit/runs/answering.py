@@ -9,11 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from llmkit.errors import DataError, SetupError
+from llmkit.errors import DataError, RecipeError, SetupError
 from llmkit.model.generation import generate
+from llmkit.model.heads import CLASSIFIER
 from llmkit.runs.folder import captured_logs, quiet_handler
 from llmkit.runs.progress import Narrator
-from llmkit.runs.reopen import Reopened, read_prompts, reopen
+from llmkit.runs.reopen import Reopened, open_model, read_prompts, recipe_of
 
 
 def answer_file(
@@ -38,7 +39,7 @@ def answer_file(
     if answers.exists():
         raise DataError(f"{answers} exists already, and is not overwritten")
     with captured_logs(quiet_handler()):
-        opened = reopen(target, overrides)
+        opened = _open_to_answer(target, overrides)
         ids = [prompt_ids(opened.tokenizer, row)[0] for row in rows]
         with narrator.bar("answering", len(ids)) as bar:
             texts = generate(
@@ -63,7 +64,7 @@ def chat(
 ) -> None:
     """Talk to the model of `target` on the terminal until /quit or end of input."""
     with captured_logs(quiet_handler()):
-        opened = reopen(target, overrides)
+        opened = _open_to_answer(target, overrides)
         if not opened.tokenizer.chat_template:
             raise SetupError(
                 "the tokenizer has no chat template", remedy="Give one: --set model.chat_template=FILE.jinja"
@@ -79,6 +80,18 @@ def chat(
             messages.append({"role": "assistant", "content": answer})
 
 
+def _open_to_answer(target: Path, overrides: Iterable[str]) -> Reopened:
+    """Open the model of `target`; raises RecipeError for a reward model, before anything is loaded."""
+    recipe, folder = recipe_of(target, overrides)
+    if recipe.method.model_class == CLASSIFIER:
+        raise RecipeError(
+            f"{target} is a reward model: it scores answers and writes none",
+            remedy=f"Measure it with `llmkit eval {target}`, or use it in `rewards: [{{type: reward_model, path: "
+            f"{target}}}]`.",
+        )
+    return open_model(recipe, folder)
+
+
 def _opening(opened: Reopened, system: str | None) -> list[dict[str, str]]:
     """Return the first messages: the system prompt given, or the one that the training rows begin with.
 
@@ -89,7 +102,8 @@ def _opening(opened: Reopened, system: str | None) -> list[dict[str, str]]:
 
         source = opened.recipe.data.train[0]
         _, example = next(iter(read_examples(source, opened.recipe.folder)))
-        first: dict[str, Any] = (example.get("messages") or [{}])[0]
+        turns = example.get("messages", example.get("prompt"))
+        first: dict[str, Any] = turns[0] if isinstance(turns, list) and turns else {}
         system = first.get("content") if first.get("role") == "system" else None
     return [{"role": "system", "content": system}] if system else []
 

@@ -33,7 +33,13 @@ def check(recipe: Recipe) -> None:
     require_trackers(recipe)
     _check_continued(recipe)
     _check_rewards(recipe)
+    recipe.method.check_recipe(recipe)
     for evaluation in recipe.evaluation:
+        if recipe.method.model_class not in evaluation.model_classes:
+            raise RecipeError(
+                f"evaluation `{evaluation.type}` can't measure what method {recipe.method.type!r} trains",
+                remedy="Use `preference_accuracy`, which measures reward models too.",
+            )
         evaluation.check_setup(recipe.folder)
     needy = [e.type for e in recipe.evaluation if e.requires_rows()]
     if needy and recipe.data.eval is None:
@@ -56,10 +62,17 @@ def _check_rewards(recipe: Recipe) -> None:
             f"method {method.type!r} learns from rewards, and the recipe has none",
             remedy="Add e.g. `rewards: [{type: exact_match}]`; docs/reference.md lists them.",
         )
-    if recipe.rewards and not method.needs_rewards:
+    scoring = [e.type for e in recipe.evaluation if e.needs_rewards]
+    if scoring and not recipe.rewards:
         raise RecipeError(
-            f"method {method.type!r} learns from its rows alone, and the recipe has `rewards`",
-            remedy="Remove them, or use `method: {type: grpo}`.",
+            f"evaluation {', '.join(scoring)} scores with rewards, and the recipe has none",
+            remedy="Add e.g. `rewards: [{type: exact_match}]`.",
+        )
+    if recipe.rewards and not (method.needs_rewards or scoring):
+        raise RecipeError(
+            f"method {method.type!r} learns from its rows alone, no evaluation scores with rewards, and the recipe has "
+            "`rewards`",
+            remedy="Remove them, use `method: {type: grpo}`, or add `evaluation: [{type: reward}]`.",
         )
     check_names(recipe.rewards)
     for reward in recipe.rewards:

@@ -18,7 +18,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmkit.data.sources import local_path
+from llmkit.data.sources import is_generated, local_path
 from llmkit.errors import SetupError
 
 if TYPE_CHECKING:
@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 
 LOCKED_PACKAGES = (
     "llmkit", "torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "tokenizers", "numpy",
+    "reasoning-gym",
 )  # fmt: skip
 
 
 class RunFolder:
-    """One run on disk. JSON and YAML files are replaced atomically; `metrics.jsonl` and `log.txt` only grow."""
+    """One run on disk. JSON and YAML files are replaced atomically; the `.jsonl` files and `log.txt` only grow."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -109,12 +110,12 @@ class RunFolder:
         with (self.path / "samples.jsonl").open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(sample, ensure_ascii=False, default=str) + "\n" for sample in samples)
 
-    def forget_metrics_after(self, step: int) -> None:
-        """Drop the lines of metrics.jsonl behind `step`: a resumed run takes those steps again."""
-        path = self.path / "metrics.jsonl"
-        if path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            self.write_text(path.name, "".join(line for line in lines if json.loads(line)["step"] <= step))
+    def forget_steps_after(self, step: int) -> None:
+        """Drop the lines of metrics.jsonl and samples.jsonl behind `step`: a resumed run takes those steps again."""
+        for path in (self.path / "metrics.jsonl", self.path / "samples.jsonl"):
+            if path.is_file():
+                lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+                self.write_text(path.name, "".join(line for line in lines if json.loads(line)["step"] <= step))
 
     def update_lock(self, **entries: Any) -> None:
         """Add entries to lock.json."""
@@ -210,7 +211,7 @@ def data_hashes(recipe: Recipe) -> dict[str, str | None]:
     held_out = recipe.data.eval if isinstance(recipe.data.eval, tuple) else ()
     found: dict[str, str | None] = {}
     for source in (*recipe.data.train, *held_out):
-        path = None if source.path.startswith("made:") else local_path(source, recipe.folder)
+        path = None if is_generated(source) else local_path(source, recipe.folder)
         if path is not None and path.is_dir():
             found |= {f"{source.path}/{p.name}": file_hash(p) for p in sorted(path.iterdir()) if p.is_file()}
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 PLAIN_SECONDS = 10.0
 """Where there is no terminal, a line of progress is printed at most this often."""
+
+
+SHOWN = 240
+"""Characters of a prompt or a completion that are shown on the terminal."""
 
 
 class Narrator:
@@ -35,6 +39,16 @@ class Narrator:
         clock = time.monotonic() - self.started
         self.console.print(f"[dim]{clock:6.1f} s[/dim]  {escape(text)}", highlight=False)
 
+    def show_samples(self, samples: Sequence[Mapping[str, Any]]) -> None:
+        """Print sampled completions: the prompt, the completion, and what each part of the reward gave."""
+        from rich.markup import escape
+
+        for sample in samples:
+            parts = " + ".join(f"{name} {value:.3g}" for name, value in sample["rewards"].items())
+            self.say(f"step {sample['step']} · {sample['where']} · reward {sample['reward']:.3g} ({parts})")
+            for mark, text in (("?", sample["prompt"]), (">", sample["completion"])):
+                self.console.print(f"          [dim]{mark}[/dim] {escape(shortened(text))}", highlight=False)
+
     @contextmanager
     def bar(self, title: str, total: int, unit: str = "") -> Iterator[Bar]:
         """Show progress towards `total`: a live bar on a terminal, a line now and then elsewhere."""
@@ -52,6 +66,12 @@ class Narrator:
         )
         with Progress(*columns, console=self.console, transient=True) as live:
             yield Bar(self, title, total, unit, live)
+
+
+def shortened(text: str) -> str:
+    """Return `text` on one line, its middle left out where it is long: the end of an answer is what counts."""
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN else f"{line[: SHOWN // 3]} ... {line[-(SHOWN - SHOWN // 3) :]}"
 
 
 class Bar:
@@ -84,9 +104,13 @@ def _duration(seconds: float) -> str:
 class Speed:
     """Real tokens per second from a running total."""
 
-    def __init__(self) -> None:
-        self.tokens, self.clock = 0.0, time.monotonic()
+    def __init__(self, tokens: float = 0.0) -> None:
+        self.tokens, self.clock = tokens, time.monotonic()
         self.smoothed = 0.0
+
+    def measured(self, logs: Mapping[str, Any]) -> dict[str, float]:
+        """Return the entry of metrics.jsonl for a logged step; none where the method counts no tokens."""
+        return {"tokens_per_second": self.update(float(logs["num_tokens"]))} if "num_tokens" in logs else {}
 
     def update(self, tokens: float) -> float:
         """Return the speed since the last update; `smoothed` is the one for the eye."""
@@ -104,19 +128,23 @@ def training_callback(narrator: Narrator, folder: RunFolder | None) -> TrainerCa
     open_bars = ExitStack()
 
     class Watch(TrainerCallback):
-        """Step, loss, real (unpadded) tokens per second and the time left."""
+        """Step, what is learnt from, real (unpadded) tokens per second and the time left."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.note, self.speed = "", Speed()
+            # A method that samples goes on counting tokens where its checkpoint stopped.
+            self.note, self.speed = "", Speed(float(state.num_input_tokens_seen))
+            self.latest: dict[str, Any] = {}
             self.bar = open_bars.enter_context(narrator.bar("training", state.max_steps))
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kw: Any) -> None:
             if not state.is_world_process_zero or not logs:
                 return
             entry = _metrics_entry(state.global_step, logs)
-            if "num_tokens" in logs and "loss" in logs:
-                entry["tokens_per_second"] = self.speed.update(float(logs["num_tokens"]))
-                self.note = f"loss {logs['loss']:.4f} · {self.speed.smoothed:,.0f} tokens/s"
+            if "loss" in logs:
+                entry |= self.speed.measured(logs)
+                # A step that learns again from the same answers logs no reward: the last one stands.
+                self.latest |= logs
+                self.note = note(self.latest, self.speed.smoothed)
             if folder is not None:
                 folder.append_metrics(entry)
 
@@ -136,6 +164,51 @@ def training_callback(narrator: Narrator, folder: RunFolder | None) -> TrainerCa
 
 def _metrics_entry(step: int, logs: dict[str, Any]) -> dict[str, Any]:
     return {"step": step, **{name: value for name, value in logs.items() if name != "total_flos"}}
+
+
+HEADLINES = (("reward", "reward {:.3f}"), ("loss", "loss {:.4f}"))
+"""The figure that training is about, by the key in the logs: the first that is there."""
+
+DETAILS = (
+    ("rewards/accuracies", "accuracy {:.0%}"),
+    ("rewards/margins", "margin {:.3f}"),
+    ("accuracy", "accuracy {:.0%}"),
+    ("margin", "margin {:.3f}"),
+    ("kl", "KL {:.4f}"),
+    ("frac_reward_zero_std", "{:.0%} of groups without signal"),
+)
+"""What stands behind it, in this order, each where it is logged."""
+
+PARTS = ("generate", "score", "learn")
+"""The parts that a step's time is split into, as `time/PART` seconds."""
+
+
+def note(logs: Mapping[str, Any], tokens_per_second: float) -> str:
+    """Return the live line's words on one logged step: every known figure that `logs` has; a speed of 0 is unknown."""
+    known = [(key, text) for key, text in HEADLINES if logs.get(key) is not None][:1]
+    known += [(key, text) for key, text in DETAILS if logs.get(key) is not None]
+    words = [text.format(logs[key]) for key, text in known]
+    seconds = {part: float(logs[f"time/{part}"]) for part in PARTS if f"time/{part}" in logs}
+    if seconds:
+        split = " + ".join(f"{part} {value:.1f}" for part, value in seconds.items())
+        words.append(f"{sum(seconds.values()):.1f} s/step ({split})")
+    if tokens_per_second:
+        words.append(f"{tokens_per_second:,.0f} tokens/s")
+    return " · ".join(words)
+
+
+def outcome(history: Sequence[Mapping[str, Any]]) -> str:
+    """Return what training did to its headline figure, e.g. `loss 2.1 -> 0.3`.
+
+    A reward varies with the prompts of a step, so its first and last values are means over a tenth of the steps.
+    """
+    steps = [entry for entry in history if "loss" in entry]
+    key = next(key for key, _ in HEADLINES if any(entry.get(key) is not None for entry in steps))
+    values = [float(entry[key]) for entry in steps if entry.get(key) is not None]
+    count = max(1, len(values) // 10) if key == "reward" else 1
+    first, last = sum(values[:count]) / count, sum(values[-count:]) / count
+    means = f" (means of {count} steps)" if count > 1 else ""
+    return f"{key} {first:.4f} -> {last:.4f}{means}"
 
 
 def terminal() -> Narrator:

@@ -21,7 +21,7 @@ from llmkit.runs import scoring
 from llmkit.runs.checks import check, setting
 from llmkit.runs.exporting import export_all
 from llmkit.runs.folder import RunFolder
-from llmkit.runs.prepare import plan
+from llmkit.runs.prepare import plan, set_up_rewards
 from llmkit.runs.progress import Narrator
 
 if TYPE_CHECKING:
@@ -101,10 +101,12 @@ def evaluate(
     check(recipe)
     if not recipe.evaluation:
         raise RecipeError("the recipe has no `evaluation`", remedy="Add one: --set 'evaluation=[{type: perplexity}]'")
-    found = {}
+    found: dict[str, list[Score]] = {}
     for name in ("base", "tuned") if folder else ("base",):
         opened = open_model(recipe, folder, base=name == "base")
         rows = _splits(opened).eval
+        if not found:
+            set_up_rewards(recipe, rows)
         # The next one is loaded when this one is gone: both at once might not fit.
         model, tokenizer = opened.model, opened.tokenizer
         del opened
@@ -117,6 +119,8 @@ def evaluate(
             folder=recipe.folder,
             narrator=narrator,
             name=name,
+            rewards=recipe.rewards,
+            base=found.get("base"),
         )
         del model
     return found

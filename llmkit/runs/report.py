@@ -1,8 +1,11 @@
-"""What a finished run prints: base beside tuned, sample answers side by side, and the next command."""
+"""What commands print of what they found: scores and samples of a run, the reward workbench, the preflight."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
+
+from rich.table import Table
 
 from llmkit.runs import scoring
 
@@ -10,7 +13,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from llmkit.evaluation.base import Score
+    from llmkit.runs.preflight import Preflight
     from llmkit.runs.runner import RunResult
+    from llmkit.runs.workbench import Part, Workbench
+
+SHOWN_PASSES = (1, 2, 4, 8, 16, 32, 64)
+"""The k of the pass@k that are printed, beside the largest."""
 
 
 def print_result(result: RunResult, console: Console) -> None:
@@ -32,3 +40,85 @@ def print_scores(scores: dict[str, list[Score]], console: Console) -> None:
     if samples is not None:
         console.print()
         console.print(samples)
+
+
+def print_workbench(found: Workbench, console: Console) -> None:
+    """Print one table per reward, one for their weighted total where there are several, and what was found wrong."""
+    console.print(f"{found.rows} rows; golden answers: {found.golden}", highlight=False)
+    for part in (*found.parts, *([found.total] if len(found.parts) > 1 else [])):
+        console.print()
+        console.print(_probe_table(part))
+    console.print()
+    for flag in found.flags:
+        mark = "[bold red]error:[/bold red]" if flag.error else "[bold yellow]warning:[/bold yellow]"
+        console.print(f"{mark} {_plain(flag.text)}", highlight=False, soft_wrap=True)
+    if not found.flags:
+        console.print("Nothing here can be had for nothing, and golden answers earn it.", highlight=False)
+
+
+def _probe_table(part: Part) -> Table:
+    weight = "" if part.name == "total" else f"weight {part.weight:g}, "
+    title = f"{part.name} ({weight}{_milliseconds(part.seconds)} per completion, slowest {_milliseconds(part.slowest)})"
+    rows = [
+        (
+            line.probe,
+            *(f"{value:.3g}" for value in (line.mean, min(line.scores), max(line.scores), line.spread)),
+            f"{line.reached:.0%}" if part.lines[0].probe == "golden" else "",
+        )
+        for line in part.lines
+    ]
+    return _table(("probe", "mean", "min", "max", "spread", "as good as golden"), rows, title)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+def print_preflight(found: Preflight, console: Console) -> None:
+    """Print what the base model earns, what a step takes, and what to change."""
+    title = f"{found.prompts} prompts x {found.samples} answers"
+    console.print(_table(("", "base model"), [*_earned(found), *_taken(found)], title))
+    console.print()
+    for line in found.advice:
+        console.print(_plain(line), highlight=False, soft_wrap=True)
+
+
+def _earned(found: Preflight) -> Iterable[tuple[str, str]]:
+    yield "mean reward", f"{found.reward:.3g}"
+    for name, mean in found.parts.items():
+        yield f"  {name}", f"{mean:.3g}"
+    for k, rate in enumerate(found.passes, start=1):
+        if k in SHOWN_PASSES or k == found.samples:
+            yield f"pass@{k}", f"{rate:.1%}"
+    yield "an answer passes at", f"{found.pass_at:.3g} ({found.pass_at_from})"
+    silent = found.silent
+    yield f"groups of {found.group} without signal", f"{silent.share:.0%}"
+    yield "  all right, wrong, equal", f"{silent.all_right:.0%}, {silent.all_wrong:.0%}, {silent.all_equal:.0%}"
+    yield "cut off", f"{found.clipped:.0%} at {found.max_completion_length} tokens"
+    yield "tokens per answer", ", ".join(f"{value} ({name})" for name, value in found.lengths.items())
+
+
+def _taken(found: Preflight) -> Iterable[tuple[str, str]]:
+    pace = found.pace
+    parts = f"generate {pace.generate:.1f} + score {pace.score:.1f} + learn {pace.learn:.1f}"
+    yield "seconds per step", f"{pace.seconds:.1f} ({parts}; {pace.completions:g} completions)"
+    long = f"{pace.hours:.1f} hours" if pace.hours >= 1 else f"{60 * pace.hours:.0f} minutes"
+    yield "whole run", f"{pace.steps:,} steps, {long} of training"
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], title: str) -> Table:
+    from rich.text import Text
+
+    grid = Table(title=Text(title), title_justify="left")
+    for index, heading in enumerate(headings):
+        # Two columns are names and words; more are names and numbers.
+        grid.add_column(heading, justify="right" if index and len(headings) > 2 else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*(Text(cell) for cell in row))
+    return grid
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

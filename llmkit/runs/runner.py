@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import DataError, RecipeError, RunError, SetupError
 from llmkit.evaluation.base import Score
@@ -28,7 +28,7 @@ from llmkit.runs.folder import (
     text_hash,
 )
 from llmkit.runs.prepare import Prepared, plan, prepare
-from llmkit.runs.progress import Narrator, training_callback
+from llmkit.runs.progress import Narrator, outcome, training_callback
 from llmkit.runs.resolved import resolved_yaml
 
 if TYPE_CHECKING:
@@ -54,19 +54,21 @@ def run(
     name: str = "run",
     resume: bool = False,
     narrator: Narrator | None = None,
+    watch: bool = False,
 ) -> RunResult:
     """Fine-tune, evaluate and export as `recipe` says; everything is kept in the run folder.
 
     `out` is the run folder (default: `runs/NAME`, numbered if taken). With `resume`, the run in `out` goes on from its
-    last checkpoint. Raises RecipeError, DataError or SetupError before anything is trained, RunError if what was
+    last checkpoint. With `watch`, completions that a method samples while it trains are printed as they come.
+    Raises RecipeError, DataError or SetupError before anything is trained, RunError if what was
     trained or exported does not pass its check.
     """
     narrator = narrator or Narrator()
     check(recipe)
     the_plan = plan(recipe)
     folder = _open(out, name, resume, recipe)
-    watch = training_callback(narrator, folder)
-    with folder.logging(), disk_full_explained(folder.path), closing(watch):
+    progress = training_callback(narrator, folder)
+    with folder.logging(), disk_full_explained(folder.path), closing(progress):
         with _nothing_left_behind(folder, resume):
             _record(folder, recipe, the_plan)
             narrator.say(f"{folder.path}: {the_plan.hardware.summary}")
@@ -74,13 +76,24 @@ def run(
                 recipe,
                 output_dir=folder.checkpoints,
                 plan_=the_plan,
-                callbacks=(watch,),
+                callbacks=(progress,),
                 narrator=narrator,
-                keep_samples=folder.append_samples,
+                keep_samples=_sample_keeper(folder, narrator if watch else None),
             )
             _record_inputs(folder, prepared)
             base = _score(prepared, "base", narrator)
         return _train_and_judge(prepared, base, folder, resume, narrator)
+
+
+def _sample_keeper(folder: RunFolder, narrator: Narrator | None) -> Callable[[Sequence[dict[str, Any]]], None]:
+    """Return what writes sampled completions to the run folder, and shows them if there is a narrator."""
+
+    def keep(samples: Sequence[dict[str, Any]]) -> None:
+        folder.append_samples(samples)
+        if narrator is not None:
+            narrator.show_samples(samples)
+
+    return keep
 
 
 @contextmanager
@@ -155,8 +168,8 @@ def _train_and_judge(
     losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
     _save(prepared, folder)
     if losses:
-        narrator.say(f"trained {trainer.state.global_step} steps, loss {losses[0]:.4f} -> {losses[-1]:.4f}")
-    tuned = _score(prepared, "tuned", narrator)
+        narrator.say(f"trained {trainer.state.global_step} steps, {outcome(trainer.state.log_history)}")
+    tuned = _score(prepared, "tuned", narrator, base=base)
     if trainer.is_world_process_zero():
         folder.write_json("evaluation.json", scoring.to_dict(recipe.evaluation, base=base, tuned=tuned))
     trained = Trained(recipe, prepared.plan, prepared.model, prepared.tokenizer, prepared.splits, folder.model)
@@ -170,11 +183,11 @@ def _checkpoint(folder: RunFolder, resume: bool, narrator: Narrator) -> str | No
     found = folder.last_checkpoint() if resume else None
     if resume:
         narrator.say(f"continuing from {found.name}" if found else "no checkpoint yet: starting at step 0")
-        folder.forget_metrics_after(int(found.name.rpartition("-")[2]) if found else 0)
+        folder.forget_steps_after(int(found.name.rpartition("-")[2]) if found else 0)
     return str(found) if found else None
 
 
-def _score(prepared: Prepared, name: str, narrator: Narrator) -> list[Score]:
+def _score(prepared: Prepared, name: str, narrator: Narrator, base: list[Score] | None = None) -> list[Score]:
     return scoring.score(
         prepared.recipe.evaluation,
         prepared.model,
@@ -184,6 +197,8 @@ def _score(prepared: Prepared, name: str, narrator: Narrator) -> list[Score]:
         folder=prepared.recipe.folder,
         narrator=narrator,
         name=name,
+        rewards=prepared.recipe.rewards,
+        base=base,
     )
 
 
@@ -192,6 +207,8 @@ def _save(prepared: Prepared, folder: RunFolder) -> None:
     trainer.save_model(str(folder.model))
     # A pickle of the arguments: resolved.yaml says the same, and nobody has to unpickle it.
     (folder.model / "training_args.bin").unlink(missing_ok=True)
+    # TRL keeps the reference of an adapter that training continues from as a second adapter of this name.
+    shutil.rmtree(folder.model / "ref", ignore_errors=True)
     if trainer.is_world_process_zero():
         prepared.tokenizer.save_pretrained(folder.model)
     if not any(folder.model.glob("*.safetensors")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,11 @@ if TYPE_CHECKING:
 
     from llmkit.data.splits import Row
     from llmkit.evaluation.base import Evaluation
+    from llmkit.rewards.base import Reward
 
 SHOWN_SAMPLES = 3
+NONE = "–"
+"""In the table: this model has no such metric."""
 
 
 def score(
@@ -30,11 +34,18 @@ def score(
     folder: Path,
     narrator: Narrator,
     name: str,
+    rewards: tuple[Reward, ...] = (),
+    base: Sequence[Score] | None = None,
 ) -> list[Score]:
-    """Score `model` by each evaluation, in order; evaluations that need the same answers share them."""
-    subject = Subject(model=model, tokenizer=tokenizer, rows=rows, seed=seed, folder=folder)
+    """Score `model` by each evaluation, in order; evaluations that need the same answers share them.
+
+    `rewards` are the recipe's, set up. `base` are the base model's scores by the same evaluations, where a tuned model
+    is scored: some metrics are relative to them.
+    """
+    subject = Subject(model=model, tokenizer=tokenizer, rows=rows, seed=seed, folder=folder, rewards=rewards)
     scores = []
-    for evaluation in evaluations:
+    for index, evaluation in enumerate(evaluations):
+        subject.base = base[index] if base is not None else None
         limit = getattr(evaluation, "limit", None)
         with narrator.bar(f"{name}: {evaluation.type}", min(limit or len(rows), len(rows))) as bar:
             subject.on_done = bar.update
@@ -63,18 +74,19 @@ def table(base: list[Score], tuned: list[Score] | None) -> Table:
         grid.add_column(heading, justify="left" if heading == "metric" else "right")
     seen = set()
     for index, before in enumerate(base):
-        for name, value in before.metrics.items():
+        after = tuned[index] if tuned is not None else before
+        for name in dict.fromkeys((*before.metrics, *after.metrics)):
             if name in seen:
                 continue
             seen.add(name)
-            new = tuned[index].metrics[name] if tuned is not None else None
-            change = () if new is None else (_number(new), f"{new - value:+.4g}")
-            grid.add_row(name, str(before.rows), _number(value), *change)
+            old, new = before.metrics.get(name), after.metrics.get(name)
+            change = f"{new - old:+.4g}" if old is not None and new is not None else NONE
+            grid.add_row(name, str(before.rows), _number(old), *((_number(new), change) if tuned is not None else ()))
     return grid
 
 
-def _number(value: float) -> str:
-    return f"{value:.4g}"
+def _number(value: float | None) -> str:
+    return NONE if value is None else f"{value:.4g}"
 
 
 def samples_table(base: list[Score], tuned: list[Score] | None) -> Table | None:

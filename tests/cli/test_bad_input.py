@@ -9,14 +9,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
-from llmkit.cli.main import main
 
 GOOD = """model: {name: some/model}
 data:
@@ -27,39 +24,8 @@ hardware: {device: cpu}
 """
 
 
-@dataclass(frozen=True)
-class Said:
-    """What a command printed, and its exit code."""
-
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def llmkit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Said]:
-    """Return a runner of the command line in this process, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    for name, value in (("OMP_WAIT_POLICY", "PASSIVE"), ("PYDANTIC_DISABLE_PLUGINS", "1")):
-        monkeypatch.setenv(name, value)  # main() sets them, and nothing may stay behind
-
-    def call(*arguments: str | Path) -> Said:
-        monkeypatch.setattr(sys, "argv", ["llmkit", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        else:
-            code = 0
-        printed = capsys.readouterr()
-        return Said(code, printed.out, printed.err)
-
-    return call
-
-
-@pytest.fixture
-def refused(llmkit: Callable[..., Said], tmp_path: Path) -> Callable[..., str]:
+def refused(llmkit: Callable[..., Any], tmp_path: Path) -> Callable[..., str]:
     """Return a runner of commands that must end with code 2 and leave the folder as it was; it gives the message."""
 
     def call(*arguments: str | Path, begun: bool = False) -> str:
@@ -97,7 +63,7 @@ def tiny(recipe_file: Path, tmp_path: Path) -> Callable[..., tuple[str, ...]]:
     return arguments
 
 
-def test_the_good_recipe_of_these_tests_is_valid(llmkit: Callable[..., Said], good: Path) -> None:
+def test_the_good_recipe_of_these_tests_is_valid(llmkit: Callable[..., Any], good: Path) -> None:
     said = llmkit("validate", good)
     assert (said.code, said.err) == (0, "")
     assert said.out == f"{good}: valid (sft on some/model)\n"
@@ -106,7 +72,7 @@ def test_the_good_recipe_of_these_tests_is_valid(llmkit: Callable[..., Said], go
 # --- the recipe ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["validate", "run", "plan", "show", "eval", "chat"])
+@pytest.mark.parametrize("command", ["validate", "run", "plan", "show", "reward", "preflight", "eval", "chat"])
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -147,7 +113,7 @@ def test_a_bad_override_is_refused(refused: Callable[..., str], good: Path, over
     assert [word for word in words if word not in said] == []
 
 
-def test_debug_shows_where_an_error_was_raised(llmkit: Callable[..., Said], tmp_path: Path) -> None:
+def test_debug_shows_where_an_error_was_raised(llmkit: Callable[..., Any], tmp_path: Path) -> None:
     from llmkit.errors import RecipeError
 
     for arguments in (("--debug", "validate"), ("validate", "--debug")):
@@ -256,7 +222,7 @@ def test_a_model_folder_that_lacks_something(
 
 
 def test_pickled_weights_that_the_recipe_names_are_accepted(
-    llmkit: Callable[..., Said], good: Path, model_folder: Callable[..., Path]
+    llmkit: Callable[..., Any], good: Path, model_folder: Callable[..., Path]
 ) -> None:
     folder = model_folder(config_json="{}", tokenizer_json="{}", pytorch_model_bin="")
     name = f"model.name=./{folder.name}"
@@ -316,7 +282,7 @@ def test_a_full_disk_is_refused_before_training(
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_disk_that_fills_up_while_the_run_writes(
-    llmkit: Callable[..., Said],
+    llmkit: Callable[..., Any],
     tiny: Callable[..., tuple[str, ...]],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,

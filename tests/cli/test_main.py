@@ -8,12 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from llmkit.cli.main import main
 from llmkit.recipe.schema import recipe_schema
 from llmkit.recipe.shipped import recipes_folder, shipped_recipes
 
@@ -26,37 +25,6 @@ data:
   train: [{path: made:orders, format: messages}]
 method: {type: sft}
 """
-
-
-@dataclass(frozen=True)
-class Said:
-    """What a command printed, and its exit code."""
-
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def llmkit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Said]:
-    """Return a runner of the command line in this process, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    for name, value in (("OMP_WAIT_POLICY", "PASSIVE"), ("PYDANTIC_DISABLE_PLUGINS", "1")):
-        monkeypatch.setenv(name, value)  # main() sets them, and nothing may stay behind
-
-    def call(*arguments: str | Path) -> Said:
-        monkeypatch.setattr(sys, "argv", ["llmkit", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        else:
-            code = 0
-        printed = capsys.readouterr()
-        return Said(code, printed.out, printed.err)
-
-    return call
 
 
 @pytest.fixture
@@ -132,17 +100,18 @@ def test_help_and_validate_start_fast(tmp_path: Path) -> None:
     assert best["validate"] < max(0.3, 3.0 * best["imports"])
 
 
-def test_help_lists_every_verb(llmkit: Callable[..., Said]) -> None:
+def test_help_lists_every_verb(llmkit: Callable[..., Any]) -> None:
     said = llmkit("--help")
     assert said.code == 0
-    verbs = ["run", "validate", "show", "plan", "eval", "export", "chat", "generate", "recipes", "schema", "doctor"]
+    verbs = ["run", "validate", "show", "plan", "reward", "preflight", "eval", "export", "chat", "generate"]
+    verbs += ["recipes", "schema", "doctor"]
     assert [verb for verb in verbs if f" {verb} " not in said.out] == []
 
 
 @pytest.mark.parametrize(
     "arguments", [("nonsense",), ("validate",), ("validate", "a.yaml", "--nonsense"), ("chat", "a", "b")]
 )
-def test_a_wrong_command_line_ends_with_2(llmkit: Callable[..., Said], arguments: tuple[str, ...]) -> None:
+def test_a_wrong_command_line_ends_with_2(llmkit: Callable[..., Any], arguments: tuple[str, ...]) -> None:
     said = llmkit(*arguments)
     assert said.code == 2
     assert "Usage: " in said.err
@@ -150,7 +119,7 @@ def test_a_wrong_command_line_ends_with_2(llmkit: Callable[..., Said], arguments
 
 
 def test_main_leaves_settings_of_the_environment_alone(
-    llmkit: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+    llmkit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     llmkit("--help")
@@ -160,25 +129,25 @@ def test_main_leaves_settings_of_the_environment_alone(
 # --- validate, schema, recipes ---------------------------------------------------------------------------------------
 
 
-def test_validate_names_the_parts(llmkit: Callable[..., Said], small: Path) -> None:
+def test_validate_names_the_parts(llmkit: Callable[..., Any], small: Path) -> None:
     assert llmkit("validate", small).out == f"{small}: valid (sft + lora on some/model)\n"
     said = llmkit("validate", small, "--set", "quantization={type: nf4}", "--set", "model.name=x/y")
     assert said.out == f"{small}: valid (sft + lora + nf4 on x/y)\n"
 
 
-def test_schema_is_json(llmkit: Callable[..., Said]) -> None:
+def test_schema_is_json(llmkit: Callable[..., Any]) -> None:
     said = llmkit("schema")
     assert said.code == 0
     assert json.loads(said.out) == recipe_schema()
 
 
-def test_recipes_lists_all_with_their_first_line(llmkit: Callable[..., Said]) -> None:
+def test_recipes_lists_all_with_their_first_line(llmkit: Callable[..., Any]) -> None:
     rows = _rows(llmkit("recipes").out)
     for recipe in shipped_recipes():
         assert recipe.summary[:60] in rows[recipe.name]
 
 
-def test_recipes_copies_and_never_overwrites(llmkit: Callable[..., Said], tmp_path: Path) -> None:
+def test_recipes_copies_and_never_overwrites(llmkit: Callable[..., Any], tmp_path: Path) -> None:
     said = llmkit("recipes", "quickstart")
     assert (said.code, said.out) == (0, f"copied to {tmp_path / 'quickstart.yaml'}\n")
     assert (tmp_path / "quickstart.yaml").read_bytes() == QUICKSTART.read_bytes()
@@ -200,7 +169,7 @@ def test_recipes_copies_and_never_overwrites(llmkit: Callable[..., Said], tmp_pa
     ],
 )
 def test_recipes_refuses_what_it_cannot_copy(
-    llmkit: Callable[..., Said], tmp_path: Path, arguments: tuple[str, ...], words: str
+    llmkit: Callable[..., Any], tmp_path: Path, arguments: tuple[str, ...], words: str
 ) -> None:
     said = llmkit("recipes", *arguments)
     assert said.code == 2
@@ -211,7 +180,7 @@ def test_recipes_refuses_what_it_cannot_copy(
 # --- show and plan ---------------------------------------------------------------------------------------------------
 
 
-def test_show_names_who_decided(llmkit: Callable[..., Said], small: Path, tmp_path: Path) -> None:
+def test_show_names_who_decided(llmkit: Callable[..., Any], small: Path, tmp_path: Path) -> None:
     child = tmp_path / "child.yaml"
     child.write_text("extends: small.yaml\ntraining:\n  seed: 5\n", encoding="utf-8")
     said = llmkit("show", child, "--set", "training.learning_rate=5e-6", "--hardware", "cpu:2")
@@ -232,7 +201,7 @@ def test_show_names_who_decided(llmkit: Callable[..., Said], small: Path, tmp_pa
     assert "--all shows" in said.out
 
 
-def test_show_all_adds_what_the_libraries_default_to(llmkit: Callable[..., Said], small: Path) -> None:
+def test_show_all_adds_what_the_libraries_default_to(llmkit: Callable[..., Any], small: Path) -> None:
     said = llmkit("show", small, "--all", "--hardware", "cpu", "--set", "training.seed=5")
     rows = _rows(said.out)
     assert rows["training.weight_decay"].rstrip().endswith("SFTConfig default")
@@ -242,7 +211,7 @@ def test_show_all_adds_what_the_libraries_default_to(llmkit: Callable[..., Said]
     assert "--all shows" not in said.out
 
 
-def test_show_of_a_bad_recipe_is_refused(llmkit: Callable[..., Said], small: Path) -> None:
+def test_show_of_a_bad_recipe_is_refused(llmkit: Callable[..., Any], small: Path) -> None:
     said = llmkit("show", small, "--set", "adapter.rr=1", "--hardware", "cpu")
     assert (said.code, said.out) == (2, "")
     assert "did you mean 'r'" in said.err
@@ -261,7 +230,7 @@ def test_show_of_a_bad_recipe_is_refused(llmkit: Callable[..., Said], small: Pat
     ],
 )
 def test_plan_decides_for_another_machine(
-    llmkit: Callable[..., Said], small: Path, hardware: str, summary: str, decisions: dict[str, str]
+    llmkit: Callable[..., Any], small: Path, hardware: str, summary: str, decisions: dict[str, str]
 ) -> None:
     said = llmkit("plan", small, "--hardware", hardware)
     assert said.code == 0
@@ -271,12 +240,12 @@ def test_plan_decides_for_another_machine(
     assert all(len(rows[key].split()) > 4 for key in decisions), "each has its reason"
 
 
-def test_plan_leaves_out_what_the_recipe_sets(llmkit: Callable[..., Said], small: Path) -> None:
+def test_plan_leaves_out_what_the_recipe_sets(llmkit: Callable[..., Any], small: Path) -> None:
     assert "model.dtype" in _rows(llmkit("plan", small, "--hardware", "t4").out)
     assert "model.dtype" not in _rows(llmkit("plan", small, "--hardware", "t4", "--set", "model.dtype=float32").out)
 
 
-def test_plan_of_an_unknown_machine_lists_the_known(llmkit: Callable[..., Said], small: Path) -> None:
+def test_plan_of_an_unknown_machine_lists_the_known(llmkit: Callable[..., Any], small: Path) -> None:
     said = llmkit("plan", small, "--hardware", "a100-80gb:none")
     assert (said.code, "a count is a number from 1" in said.err) == (2, True)
     said = llmkit("plan", small, "--hardware", "a100-80g")

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from llmkit.data.masks import IGNORED, tokenize
-from llmkit.data.shapes import RowError, Shape
+from llmkit.data import masks
+from llmkit.data.masks import IGNORED
+from llmkit.data.shapes import RowError
 from llmkit.errors import SetupError
 
 MARKED = (
@@ -43,6 +44,11 @@ def trained_text(tokenizer: PreTrainedTokenizerFast, labels: list[int]) -> list[
     return [tokenizer.decode(run) for run in runs if run]
 
 
+def learnt(tokenizer: PreTrainedTokenizerFast, example: dict[str, Any]) -> tuple[list[int], list[int]]:
+    tokens = masks.conversation(tokenizer, example, stops(tokenizer))
+    return tokens["input_ids"], tokens["labels"]
+
+
 def stops(tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
     assert tokenizer.eos_token_id is not None
     return frozenset({tokenizer.eos_token_id})
@@ -54,7 +60,7 @@ def test_every_assistant_turn_with_its_stop_token_is_trained(
 ) -> None:
     tokenizer.chat_template = template or tokenizer.chat_template
     example = conversation("hi", "hello there", "what is it?", "it is four")
-    ids, labels = tokenize(tokenizer, Shape.CONVERSATION, example, stops(tokenizer))
+    ids, labels = learnt(tokenizer, example)
     assert trained_text(tokenizer, labels) == ["hello there<|im_end|>", "it is four<|im_end|>"]
     whole = tokenizer.apply_chat_template(example["messages"], tokenize=True, return_dict=True)
     assert ids == whole["input_ids"]
@@ -70,7 +76,7 @@ words = st.text(st.characters(codec="utf-8", exclude_characters="<|>"), min_size
 def test_any_text_is_masked_exactly(bpe: Any, turns: list[str]) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|pad|>")
     tokenizer.chat_template = UNMARKED
-    _, labels = tokenize(tokenizer, Shape.CONVERSATION, conversation(*turns), stops(tokenizer))
+    _, labels = learnt(tokenizer, conversation(*turns))
     assert trained_text(tokenizer, labels) == [f"{answer}<|im_end|>" for answer in turns[1::2]]
 
 
@@ -78,7 +84,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: PreTrained
     tokenizer.chat_template = FORGETFUL
     example = conversation("hi", "<think>so</think>yes", "and?", "no")
     with pytest.raises(RowError, match="message 2 differently once more messages follow"):
-        tokenize(tokenizer, Shape.CONVERSATION, example, stops(tokenizer))
+        learnt(tokenizer, example)
 
 
 def test_a_template_whose_turns_end_in_a_token_that_does_not_stop_is_refused(
@@ -86,32 +92,36 @@ def test_a_template_whose_turns_end_in_a_token_that_does_not_stop_is_refused(
 ) -> None:
     tokenizer.eos_token = "<|pad|>"
     with pytest.raises(SetupError, match="would learn never to stop") as caught:
-        tokenize(tokenizer, Shape.CONVERSATION, conversation("hi", "hello"), stops(tokenizer))
+        learnt(tokenizer, conversation("hi", "hello"))
     assert "eos_token" in str(caught.value.remedy)
 
 
 def test_no_template_says_how_to_give_one(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer.chat_template = None
     with pytest.raises(SetupError, match="no chat template") as caught:
-        tokenize(tokenizer, Shape.CONVERSATION, conversation("hi", "hello"), stops(tokenizer))
+        learnt(tokenizer, conversation("hi", "hello"))
     assert "chat_template: template.jinja" in str(caught.value.remedy)
 
 
 def test_a_conversation_that_begins_with_the_assistant_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     example = {"messages": [{"role": "assistant", "content": "hello"}]}
     with pytest.raises(RowError, match="begins with the assistant"):
-        tokenize(tokenizer, Shape.CONVERSATION, example, stops(tokenizer))
+        learnt(tokenizer, example)
 
 
 def test_a_completion_is_trained_with_the_end_token(tokenizer: PreTrainedTokenizerFast) -> None:
-    ids, labels = tokenize(
-        tokenizer, Shape.PROMPT_COMPLETION, {"prompt": "two plus two is", "completion": " four"}, stops(tokenizer)
-    )
-    assert trained_text(tokenizer, labels) == [" four<|im_end|>"]
-    assert tokenizer.decode(ids) == "two plus two is four<|im_end|>"
+    tokens = masks.completion(tokenizer, {"prompt": "two plus two is", "completion": " four"}, stops(tokenizer))
+    assert trained_text(tokenizer, tokens["labels"]) == [" four<|im_end|>"]
+    assert tokenizer.decode(tokens["input_ids"]) == "two plus two is four<|im_end|>"
 
 
 def test_every_token_of_text_is_trained(tokenizer: PreTrainedTokenizerFast) -> None:
-    ids, labels = tokenize(tokenizer, Shape.TEXT, {"text": "yes no"}, stops(tokenizer))
-    assert labels == ids
-    assert ids[-1] == tokenizer.eos_token_id
+    tokens = masks.text(tokenizer, {"text": "yes no"}, stops(tokenizer))
+    assert tokens["labels"] == tokens["input_ids"]
+    assert tokens["input_ids"][-1] == tokenizer.eos_token_id
+
+
+def test_plain_text_needs_an_end_token(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.eos_token = None
+    with pytest.raises(SetupError, match="no end token, so the model would learn never to stop"):
+        masks.text(tokenizer, {"text": "yes no"}, frozenset())

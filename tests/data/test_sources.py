@@ -200,7 +200,11 @@ def test_only_the_recipe_folder_is_searched(tmp_path: Path, monkeypatch: pytest.
         ("made:order", {}, DataError, "made:order: llmkit makes no data set 'order' (did you mean 'orders'?)\nMade"),
         ("made:orders", {"split": "eval"}, DataError, "made:orders: no split 'eval'\nSplits: train, test."),
         ("made:orders", {"revision": "x"}, RecipeError, "made:orders: a made data set has no `revision`"),
+        ("made:orders", {"options": {"size": 3}}, RecipeError, "made:orders: a made data set has no `options`"),
         ("t.jsonl", {"split": "train"}, RecipeError, "t.jsonl: a local file has no `split`\nLeave `split` out."),
+        ("t.jsonl", {"options": {"size": 3}}, RecipeError, "t.jsonl: a local file has no `options`\nLeave `options`"),
+        ("org/rows", {"options": {"size": 3}}, RecipeError, "org/rows: a hub data set has no `options`"),
+        ("reasoning_gym:chain_sum", {"revision": "x"}, RecipeError, "a reasoning_gym task has no `revision`"),
         ("t.xml", {}, DataError, "t.xml: can't read .xml"),
         ("package:no-such-rows/t.jsonl", {}, SetupError, "is installed\npip install no-such-rows"),
         ("package:a.b/t.jsonl", {}, SetupError, "no Python package 'a.b' is installed"),
@@ -217,10 +221,15 @@ def test_check_source_refuses(
     assert text in str(refusal(lambda: sources.check_source(source(path, **keys), tmp_path), error))
 
 
-@pytest.mark.parametrize("path", ["t.jsonl", "made:orders", "gsm8k", "openai/gsm8k"])
+@pytest.mark.parametrize("path", ["t.jsonl", "made:orders", "reasoning_gym:chain_sum", "gsm8k", "openai/gsm8k", "made"])
 def test_check_source_passes(tmp_path: Path, path: str) -> None:
     write(tmp_path, "t.jsonl", "not read")
     sources.check_source(source(path), tmp_path)
+
+
+def test_only_what_a_generator_makes_is_generated() -> None:
+    paths = ("made:orders", "reasoning_gym:gcd", "made", "t.jsonl", "package:a/t.jsonl", "org/rows")
+    assert [sources.is_generated(source(path)) for path in paths] == [True, True, False, False, False, False]
 
 
 # --- the hub ---
@@ -308,7 +317,10 @@ def test_unknown_hub_id(tmp_path: Path, load: Callable[[object], dict[str, Any]]
 
 
 def test_formats_of_every_name() -> None:
-    names = ("alpaca", "messages", "preference", "prompt", "prompt_completion", "sharegpt", "text", "unpaired")
+    names = (
+        *("alpaca", "messages", "preference", "prompt", "prompt_completion"),
+        *("question", "scored", "sharegpt", "text", "unpaired"),
+    )
     assert [sources.load_format(name).name for name in names] == list(names)
     assert {sources.load_format(name).shape for name in names} == set(Shape)
     error = refusal(lambda: sources.load_format("sharegtp"), RecipeError)
@@ -318,6 +330,8 @@ def test_formats_of_every_name() -> None:
 def test_common_shape() -> None:
     talks = [source("a.jsonl", "messages"), source("b.jsonl", "alpaca")]
     assert sources.common_shape(talks) is Shape.CONVERSATION
+    tasks = [source(f"reasoning_gym:{name}", "prompt", options={"size": 4}) for name in ("gcd", "lcm")]
+    assert sources.common_shape(tasks) is Shape.PROMPT
     error = refusal(lambda: sources.common_shape([*talks, source("c.jsonl", "text")]), RecipeError)
     assert "a.jsonl is conversation (format messages)" in error.what
     assert "c.jsonl is text (format text)" in error.what
@@ -330,6 +344,23 @@ def examples(folder: Path, rows: list[dict[str, Any]], row_format: str) -> list[
 
 def test_examples_are_converted(tmp_path: Path) -> None:
     assert examples(tmp_path, [{"text": "a", "id": 1}], "text") == [("t.jsonl:1", {"text": "a"})]
+
+
+def test_rows_that_teach_nothing_are_left_out_and_told(tmp_path: Path) -> None:
+    texts = [("a", "b"), ("a", "a"), ("a", ""), ("a", "c")]
+    rows = [{"prompt": "x", "chosen": chosen, "rejected": rejected} for chosen, rejected in texts]
+    path = write(tmp_path, "t.jsonl", "\n".join(map(json.dumps, rows)))
+    told: list[str] = []
+    kept = list(sources.read_examples(source(path, "preference"), tmp_path, told.append))
+    assert [where for where, _ in kept] == ["t.jsonl:1", "t.jsonl:4"]
+    assert told == ["the answers are equal", "an answer is empty"]
+    assert [where for where, _ in examples(tmp_path, rows, "preference")] == ["t.jsonl:1", "t.jsonl:4"]
+
+
+def test_a_broken_row_among_them_stops_the_reading(tmp_path: Path) -> None:
+    rows = [{"prompt": "x", "chosen": "a", "rejected": rejected} for rejected in ("a", 3)]
+    error = refusal(lambda: examples(tmp_path, rows, "preference"))
+    assert str(error) == "t.jsonl:2: column 'rejected' must be a string, not a number"
 
 
 def test_unusable_row_says_where(tmp_path: Path) -> None:

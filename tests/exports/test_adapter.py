@@ -58,3 +58,21 @@ def test_an_adapter_of_zeros_is_noticed(trained: Trained) -> None:
     damage(trained.folder, lambda tensors: {n: torch.zeros_like(t) for n, t in tensors.items()})
     with pytest.raises(RunError, match="zero: it changes nothing"):
         check_adapter(trained, trained.folder)
+
+
+def test_a_reward_model_is_saved_with_its_head(recipe: Callable[..., Recipe], rows_file: Path, tmp_path: Path) -> None:
+    rows_file.write_text(
+        "".join(f'{{"prompt": "{i} is", "chosen": " even", "rejected": " odd"}}\n' for i in range(24)), encoding="utf-8"
+    )
+    overrides = ("method.type=reward", "data.train.0.format=preference", "training.save_strategy=no")
+    prepared = prepare(recipe(*overrides))
+    prepared.trainer.train()
+    prepared.trainer.save_model(str(tmp_path / "model"))
+    trained = Trained(
+        prepared.recipe, prepared.plan, prepared.model, prepared.tokenizer, prepared.splits, tmp_path / "model"
+    )
+    done = Adapter(type="adapter").export(trained, tmp_path / "adapter")
+    assert done.checks["tensors"] == 29
+    damage(trained.folder, lambda tensors: {n: t for n, t in tensors.items() if "score" not in n})
+    with pytest.raises(RunError, match="not whole: 28 of 29 tensors"):
+        check_adapter(trained, trained.folder)

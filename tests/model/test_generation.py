@@ -9,7 +9,7 @@ from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_mo
 from transformers import GenerationConfig
 
 from llmkit.model import generation
-from llmkit.model.generation import generate
+from llmkit.model.generation import generate, sample
 from llmkit.model.loading import stop_ids
 
 TEXTS = ["the capital", "yes", "what is two plus two? it is", "no maybe the capital of France is Paris", "of", "it is"]
@@ -174,7 +174,7 @@ def test_sampling_repeats_with_its_seed_only_and_is_from_the_whole_distribution(
     assert sample(1) == first
     assert sample(2) != first
     assert sample(1, temperature=1e-4) == generate(model, tokenizer, prompts, max_new_tokens=8, batch_size=4)
-    config = generation._settings(4, 1.0, stop={2}, pad=0)
+    config = generation._config(generation._sampling(1.0), stop={2}, pad=0)
     assert (config.top_k, config.top_p, config.do_sample) == (0, 1.0, True)
 
 
@@ -202,6 +202,33 @@ def test_prompt_learning_answers_alike_in_any_batch(model, tokenizer, prompts, k
     assert done[-1] == len(prompts)
     twice = generate(tuned, tokenizer, prompts * 2, max_new_tokens=6, batch_size=4)
     assert twice == one * 2
+
+
+def test_a_sampled_continuation_says_how_it_ended(model, tokenizer):
+    prompt = tokenizer("it is")["input_ids"]
+    (cut,) = sample(model, tokenizer, [prompt], max_new_tokens=8, batch_size=1, temperature=1e-4)
+    assert (len(cut.tokens), cut.stopped) == (8, False)
+    assert cut.text == tokenizer.decode(cut.tokens)
+    end = cut.tokens[3]
+    first = cut.tokens.index(end)
+    model.generation_config.eos_token_id = end
+    longer = [*prompt, *prompt]
+    both = sample(model, tokenizer, [prompt, longer], max_new_tokens=8, batch_size=2, temperature=1e-4)
+    assert both[0].tokens == cut.tokens[: first + 1], "the end token is counted, the padding behind it is not"
+    assert both[0].stopped
+    assert both[0].text == tokenizer.decode(cut.tokens[:first])
+    (last,) = sample(model, tokenizer, [prompt], max_new_tokens=first + 1, batch_size=1, temperature=1e-4)
+    assert last.stopped, "an end token in the last place allowed is an end"
+
+
+def test_samples_of_one_prompt_differ_and_are_those_of_generate(model, tokenizer, prompts):
+    ids = [prompts[2]] * 6
+    found = sample(model, tokenizer, ids, max_new_tokens=8, batch_size=3, seed=1)
+    assert len({c.text for c in found}) > 3
+    answers = generate(model, tokenizer, ids, max_new_tokens=8, batch_size=3, temperature=1.0, seed=1)
+    assert [c.text for c in found] == answers
+    greedy = generate(model, tokenizer, ids, max_new_tokens=8, batch_size=3)
+    assert [c.text for c in sample(model, tokenizer, ids, max_new_tokens=8, batch_size=3, top_k=1)] == greedy
 
 
 def test_batches_are_longest_first_and_of_one_length_where_asked():

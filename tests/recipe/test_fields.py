@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from llmkit.recipe import fields
 from llmkit.recipe.fields import FieldsError, check, describe, json_schema, one_of
 
 ROOT = Path(__file__).resolve().parents[2]
-TRAINERS = ("SFTConfig", "DPOConfig", "KTOConfig", "RewardConfig", "GRPOConfig", "RLOOConfig")
+STABLE = ("SFTConfig", "DPOConfig", "KTOConfig", "RewardConfig", "GRPOConfig", "RLOOConfig")
+EXPERIMENTAL = ("ORPOConfig", "CPOConfig")
+TRAINERS = (*STABLE, *EXPERIMENTAL)
 
 
 def message(config: str, values: dict[str, Any], **options: Any) -> str:
@@ -149,6 +152,20 @@ def test_defaults_pass_their_own_check(config: str) -> None:
     assert all(f.help and len(f.help) <= 200 and "\n" not in f.help for f in found.values())
 
 
+def test_the_table_says_what_comes_from_trl_experimental() -> None:
+    table = json.loads((ROOT / "llmkit" / "recipe" / "fields.json").read_text(encoding="utf-8"))["configs"]
+    modules = {name: entry["module"] for name, entry in table.items() if "module" in entry}
+    assert modules.keys() == set(TRAINERS)
+    experimental = {name for name, module in modules.items() if module.startswith("trl.experimental.")}
+    assert experimental == set(EXPERIMENTAL)
+
+
+def test_the_losses_of_cpo_are_choices() -> None:
+    check("CPOConfig", {"loss_type": "simpo", "simpo_gamma": 1.0, "alpha": 0.25})
+    assert message("CPOConfig", {"loss_type": "simp"}).endswith("(did you mean 'simpo'?)")
+    assert message("ORPOConfig", {"loss_type": "simpo"}).startswith("unknown field 'loss_type' of ORPOConfig")
+
+
 def test_the_reader_imports_no_torch() -> None:
     code = (
         "import sys; from llmkit.recipe import fields; fields.describe('SFTConfig'); sys.exit('torch' in sys.modules)"
@@ -159,7 +176,11 @@ def test_the_reader_imports_no_torch() -> None:
 def test_old_names_are_gone_and_their_replacements_exist() -> None:
     known = {name for config in [*TRAINERS, "LoraConfig"] for name in describe(config)}
     training = {name for config in TRAINERS for name in describe(config)}
-    assert not set(fields.RENAMED) & known
+    for config in [*TRAINERS, "LoraConfig"]:
+        # CPOConfig has an `alpha` of its own; no class has both the old name and the new one.
+        both = [old for old, (new, _) in fields.RENAMED.items() if {old, new} <= set(describe(config))]
+        assert not both, config
+    assert set(fields.RENAMED) & known == {"alpha"}
     assert {target for target, _ in fields.RENAMED.values()} <= known
     assert not set(fields.GONE) & training
     assert not set(fields.GONE) & set(fields.RENAMED)

@@ -75,7 +75,15 @@ def test_the_sections_of_these_tests_are_a_valid_recipe(tmp_path: Path) -> None:
             "`evaluation.1`",
             "batch_size, ",
         ),
-        ("export", "[{type: merged, dtpe: float32}]", 4, "dtpe", "dtype", "`export.0`", "dtype, max_kl, type"),
+        (
+            "export",
+            "[{type: merged, dtpe: float32}]",
+            4,
+            "dtpe",
+            "dtype",
+            "`export.0`",
+            "dtype, max_kl, max_score_difference, type",
+        ),
     ],
 )
 def test_an_unknown_key_lists_the_choices_and_the_closest(

@@ -37,6 +37,15 @@ def test_a_copy_goes_to_a_folder_or_a_file(tmp_path: Path) -> None:
         assert path.read_text(encoding="utf-8") == original
 
 
+def test_the_tools_of_a_recipe_are_copied_with_it(tmp_path: Path) -> None:
+    path = copy_recipe("grpo_tools_qwen", tmp_path / "mine.yaml")
+    assert path.is_file()
+    assert (tmp_path / "grpo_tools_qwen.py").is_file()
+    with pytest.raises(RecipeError, match=r"grpo_tools_qwen\.py exists already"):
+        copy_recipe("grpo_tools_qwen", tmp_path / "other.yaml")
+    assert not (tmp_path / "other.yaml").exists()
+
+
 def test_a_copy_overwrites_nothing(tmp_path: Path) -> None:
     mine = tmp_path / "quickstart.yaml"
     mine.write_text("mine", encoding="utf-8")

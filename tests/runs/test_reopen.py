@@ -112,6 +112,61 @@ def test_an_answer_streams_to_the_terminal(
     assert capsys.readouterr().out.strip()
 
 
+@pytest.fixture
+def pairs_file(rows_file: Path) -> Path:
+    lines = [
+        {
+            "prompt": [{"role": "user", "content": f"what is {i} plus {i % 5}?"}],
+            "chosen": [{"role": "assistant", "content": f"it is {i + i % 5}"}],
+            "rejected": [{"role": "assistant", "content": "maybe " * (1 + i % 3)}],
+        }
+        for i in range(24)
+    ]
+    rows_file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return rows_file
+
+
+@pytest.mark.usefixtures("pairs_file")
+@pytest.mark.parametrize("adapter", ["adapter.r=4", "adapter=null"], ids=["lora", "full"])
+def test_a_reward_model_is_scored_again_and_answers_nothing(recipe: Maker, tmp_path: Path, adapter: str) -> None:
+    overrides = ("method.type=reward", "data.train.0.format=preference", adapter)
+    finished = run(recipe(*overrides, "evaluation=[{type: preference_accuracy}]"), out=tmp_path / "run")
+    again = evaluate(finished.folder)
+    for name, scores in (("base", finished.base), ("tuned", finished.tuned)):
+        assert set(scores[0].metrics) == {"preference_accuracy", "reward_margin"}
+        assert again[name][0].per_row["reward_margin"] == pytest.approx(scores[0].per_row["reward_margin"], abs=1e-4)
+    assert again["tuned"][0].metrics["reward_margin"] > again["base"][0].metrics["reward_margin"]
+    with pytest.raises(RecipeError, match="is a reward model: it scores answers and writes none"):
+        chat(finished.folder, (), system=None, temperature=0, max_new_tokens=4)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a"}\n', encoding="utf-8")
+    with pytest.raises(RecipeError, match="is a reward model"):
+        answer_file(
+            finished.folder,
+            prompts,
+            tmp_path / "answers.jsonl",
+            (),
+            temperature=0,
+            max_new_tokens=2,
+            batch_size=1,
+            seed=0,
+            narrator=Narrator(),
+        )
+    assert not (tmp_path / "answers.jsonl").exists()
+
+
+@pytest.mark.usefixtures("pairs_file")
+def test_the_tuned_model_is_compared_with_the_base(recipe: Maker, tmp_path: Path) -> None:
+    overrides = ("method.type=dpo", "data.train.0.format=preference", "training.max_steps=6")
+    finished = run(recipe(*overrides), out=tmp_path / "run")
+    found = evaluate(finished.folder, ["evaluation=[{type: preference_accuracy}]"])
+    base, tuned = found["base"][0], found["tuned"][0]
+    assert "reward_margin" not in base.metrics
+    gained = tuned.metrics["preference_margin"] - base.metrics["preference_margin"]
+    assert tuned.metrics["reward_margin"] == pytest.approx(gained, abs=1e-4)
+    assert gained > 0
+
+
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="is not a run folder"):
         evaluate(tmp_path)

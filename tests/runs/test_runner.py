@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from ruamel.yaml import YAML
 
 from llmkit.errors import DataError, RecipeError, SetupError
+from llmkit.evaluation.base import Score, Subject
 from llmkit.recipe.loading import load_recipe
 from llmkit.recipe.recipe import Recipe
+from llmkit.runs.progress import Narrator
 from llmkit.runs.runner import run
 
 Maker = Callable[..., Recipe]
@@ -20,6 +24,26 @@ WHOLE = (
     "evaluation=[{type: perplexity}, {type: exact_match, max_new_tokens: 4}]",
     "export=[{type: merged}, {type: adapter}]",
 )
+
+
+@pytest.fixture
+def rl(recipe: Maker, rows_file: Path, monkeypatch: pytest.MonkeyPatch) -> Maker:
+    """Return a maker of GRPO recipes of 4 steps whose reward counts letters."""
+    from llmkit.rewards.exact_match import ExactMatch
+
+    rows = [{"prompt": f"{i} is", "answer": str(i)} for i in range(24)]
+    rows_file.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    monkeypatch.setattr(ExactMatch, "score", lambda self, completion, row: sum(c.isalpha() for c in completion) / 10)
+    return lambda *overrides: recipe(
+        "data.train.0.format=prompt",
+        "method.type=grpo",
+        "rewards=[{type: exact_match}]",
+        "training.num_generations=4",
+        "training.per_device_train_batch_size=8",
+        "training.max_completion_length=6",
+        "training.max_steps=4",
+        *overrides,
+    )
 
 
 def test_the_run_folder_holds_everything(recipe: Maker, recipe_file: Path, tmp_path: Path) -> None:
@@ -191,3 +215,54 @@ def test_resumed_metrics_hold_each_step_once(recipe: Maker, tmp_path: Path) -> N
 def test_an_initialisation_that_rewrites_packed_weights_is_refused(recipe: Maker, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="init_lora_weights: pissa` rewrites the base weights"):
         run(recipe("quantization.type=nf4", "adapter.init_lora_weights=pissa"), out=tmp_path / "run")
+
+
+def test_sampled_completions_are_kept_and_shown(rl: Maker, tmp_path: Path) -> None:
+    said = io.StringIO()
+    result = run(rl(), out=tmp_path / "run", narrator=Narrator(Console(file=said, width=1000)), watch=True)
+    kept = [json.loads(line) for line in (result.folder / "samples.jsonl").read_text().splitlines()]
+    assert [sample["step"] for sample in kept] == [step for step in (1, 2, 3, 4) for _ in range(4)]
+    shown = said.getvalue()
+    assert shown.count("reward ") >= 16
+    assert f"step 4 · {kept[-1]['where']} · reward {kept[-1]['reward']:.3g}" in shown
+    rewards = [json.loads(line)["reward"] for line in (result.folder / "metrics.jsonl").read_text().splitlines()[:4]]
+    assert f"trained 4 steps, reward {rewards[0]:.4f} -> {rewards[-1]:.4f}" in shown
+
+
+def test_sampled_completions_are_not_shown_unasked(rl: Maker, tmp_path: Path) -> None:
+    said = io.StringIO()
+    run(rl(), out=tmp_path / "run", narrator=Narrator(Console(file=said, width=1000)))
+    assert "step 1 · rows.jsonl" not in said.getvalue()
+
+
+def test_a_resumed_run_samples_each_step_once(rl: Maker, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(rl("training.save_steps=2"), out=out)
+    straight = (out / "samples.jsonl").read_text()
+    shutil.rmtree(out / "checkpoints" / "checkpoint-4")
+    run(rl("training.save_steps=2"), out=out, resume=True)
+    assert (out / "samples.jsonl").read_text() == straight
+
+
+def test_the_reference_of_a_continued_adapter_is_not_saved(rl: Maker, tmp_path: Path) -> None:
+    run(rl(), out=tmp_path / "first")
+    settings = (f"model.name={tmp_path / 'first' / 'model'}", "adapter={type: lora}", "training.beta=0.1")
+    run(rl(*settings, "export=[{type: adapter}]"), out=tmp_path / "second")
+    assert not [path for path in (tmp_path / "second").rglob("ref") if "checkpoints" not in path.parts]
+
+
+def test_tuned_scores_are_given_those_of_the_base(
+    recipe: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llmkit.evaluation.perplexity import Perplexity
+
+    given = []
+    score = Perplexity.score
+
+    def noted(self: Perplexity, subject: Subject) -> Score:
+        given.append(subject.base)
+        return score(self, subject)
+
+    monkeypatch.setattr(Perplexity, "score", noted)
+    result = run(recipe("evaluation=[{type: perplexity}]"), out=tmp_path / "run")
+    assert given == [None, result.base[0]]

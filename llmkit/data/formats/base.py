@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmkit.data.shapes import RowError, Shape
+from llmkit.data.shapes import EMPTY, EQUAL, RowError, Shape, UnlearnableError
 from llmkit.errors import did_you_mean
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -192,6 +193,26 @@ def tools_in(row: Mapping[str, Any]) -> dict[str, list[Any]]:
     return {"tools": value} if value else {}
 
 
+def margin_in(row: Mapping[str, Any]) -> dict[str, float]:
+    """Return `{"margin": ...}` from the optional column `margin`: by how much the better answer is to win.
+
+    Raises RowError if it is no finite number.
+    """
+    value = row.get("margin")
+    return {} if value is None else {"margin": number(value, "column 'margin'")}
+
+
+def number(value: Any, place: str) -> float:
+    """Return `value` if it is a finite number.
+
+    Raises RowError, which begins with `place`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        shown = repr(value) if isinstance(value, float) else kind(value)
+        raise RowError(f"{place} must be a finite number, not {shown}")
+    return float(value)
+
+
 def parsed_json(text: str, place: str) -> Any:
     """Return the JSON value that `text` spells.
 
@@ -225,10 +246,11 @@ def awaiting(messages: list[Message], place: str) -> list[Message]:
 
 
 def as_answer(value: Any, name: str) -> str | list[Message]:
-    """Return an answer: a non-empty string, or messages (or a single one) that begin and end with the assistant.
+    """Return an answer: a non-empty string, or messages (or a single one) that are one assistant turn.
 
-    Raises RowError.
+    Raises UnlearnableError for an answer without a word, RowError for what is none.
     """
+    check_says_something(value)
     if isinstance(value, Mapping):
         value = [value]
     if not isinstance(value, list | tuple):
@@ -236,16 +258,40 @@ def as_answer(value: Any, name: str) -> str | list[Message]:
     return answering(to_messages(value, name), name)
 
 
-def answering(messages: list[Message], place: str) -> list[Message]:
-    """Return `messages` if they begin and end with the assistant.
+def check_says_something(answer: Any) -> None:
+    """Raise UnlearnableError for an answer without a word; of a list of turns, the last one is the answer."""
+    if isinstance(answer, list | tuple):
+        answer = answer[-1] if answer else ""
+    if isinstance(answer, Mapping):
+        if answer.get("tool_calls") or answer.get("role", answer.get("from")) not in ("assistant", "gpt"):
+            return
+        answer = answer.get("content", answer.get("value"))
+    if isinstance(answer, str) and not answer.strip():
+        raise UnlearnableError(EMPTY)
 
-    Raises RowError.
+
+def answering(messages: list[Message], place: str) -> list[Message]:
+    """Return `messages` if they are one assistant turn.
+
+    More turns are refused: each token of an answer counts as the model's, and what a user, a tool or the template
+    writes between two of its turns is not. Raises RowError.
     """
-    for index, word in ((0, "begin"), (-1, "end")):
-        role = messages[index]["role"]
-        if role != "assistant":
-            raise RowError(f"{place} must {word} with an assistant turn, not {role}")
+    roles = [message["role"] for message in messages]
+    if roles != ["assistant"]:
+        raise RowError(
+            f"{place} must be one assistant turn, not {', '.join(roles)}: all its tokens count as the model's own"
+        )
     return messages
+
+
+def differing(pair: dict[str, Any]) -> dict[str, Any]:
+    """Return `pair` if its answers differ.
+
+    Raises UnlearnableError.
+    """
+    if pair["chosen"] == pair["rejected"]:
+        raise UnlearnableError(EQUAL)
+    return pair
 
 
 def aligned(prompt: str | list[Message], **answers: str | list[Message]) -> dict[str, Any]:

@@ -7,6 +7,8 @@ beginning are the prompt. ShareGPT's layout is read as well:
 
     {"conversations": [{"from": "human", "value": "Say hi."}],
      "chosen": {"from": "gpt", "value": "Hi there!"}, "rejected": {"from": "gpt", "value": "No."}}
+
+Each answer is one assistant turn. `margin`, a number by which the better answer is to win, and `tools` are optional.
 """
 
 from __future__ import annotations
@@ -15,19 +17,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmkit.data.formats import base, sharegpt
-from llmkit.data.shapes import RowError, Shape
+from llmkit.data.shapes import EQUAL, RowError, Shape, UnlearnableError
 
 SHAPE = Shape.PREFERENCE
 COLUMNS = ("chosen", "rejected")
 
 
 def convert(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `prompt`, `chosen`, `rejected`, all strings or all messages, and `tools` if there are any.
+    """Return `prompt`, `chosen`, `rejected`, all strings or all messages, and `margin` and `tools` if there are any.
 
-    Raises RowError, also if the answers are equal.
+    Raises UnlearnableError if the answers are equal or one is empty, RowError for what is no such row.
     """
     for name in COLUMNS:
-        base.require(row, name)
+        base.check_says_something(base.require(row, name))
     if row.get("conversations") is not None:
         pair = _from_sharegpt(row)
     elif _begins_with_prompt(row["chosen"]) and _begins_with_prompt(row["rejected"]):
@@ -35,9 +37,7 @@ def convert(row: Mapping[str, Any]) -> dict[str, Any]:
     else:
         prompt = base.as_prompt(_prompt(row), "prompt")
         pair = base.aligned(prompt, **{name: base.as_answer(row[name], name) for name in COLUMNS})
-    if pair["chosen"] == pair["rejected"]:
-        raise RowError("'chosen' and 'rejected' are equal")
-    return {**pair, **base.tools_in(row)}
+    return {**base.differing(pair), **base.margin_in(row), **base.tools_in(row)}
 
 
 def _prompt(row: Mapping[str, Any]) -> Any:
@@ -59,7 +59,7 @@ def _from_whole_dialogues(row: Mapping[str, Any]) -> dict[str, Any]:
     while cut < min(len(chosen), len(rejected)) and chosen[cut] == rejected[cut]:
         cut += 1
     if cut == len(chosen) == len(rejected):
-        raise RowError("'chosen' and 'rejected' are equal")
+        raise UnlearnableError(EQUAL)
     if not cut:
         raise RowError("'chosen' and 'rejected' begin with different turns, so they share no prompt")
     if row.get("prompt") is not None:

@@ -2,7 +2,7 @@
 
     {"prompt": [{"role": "user", "content": "What is 2 + 3?"}], "answer": "5"}
 
-`prompt` is a string, or messages that end with the user.
+`prompt` is a string, or messages that end with the user; `tools` are offered to the chat template.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ def convert(row: Mapping[str, Any]) -> dict[str, Any]:
     Raises RowError.
     """
     value = base.require(row, "prompt")
+    row = {name: column for name, column in row.items() if name != "tools"} | base.tools_in(row)
     if not isinstance(value, list | tuple):
         return {**row, "prompt": base.filled(value, "column 'prompt'")}
     messages = base.to_messages(value, "prompt")

@@ -24,8 +24,11 @@ COLUMNS = ("prompt", "completion", "label")
 def convert(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return `prompt` and `completion`, both strings or both messages, `label`, and `tools` if there are any.
 
-    Raises RowError.
+    Raises UnlearnableError if the answer is empty, RowError for what is no such row.
     """
+    whole = row.get("conversations") or row.get("messages")
+    if whole and "completion" not in row:
+        base.check_says_something(whole)
     if row.get("conversations") is not None:
         columns = _split(sharegpt.conversation(row), "conversations")
     elif row.get("messages") is not None and "prompt" not in row:

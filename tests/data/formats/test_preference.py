@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llmkit.data.formats import preference
-from llmkit.data.shapes import RowError, Shape
+from llmkit.data.shapes import RowError, Shape, UnlearnableError
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 
@@ -68,19 +68,21 @@ OTHER = {"role": "user", "content": "Say bye."}
         ({"prompt": "x", "chosen": "y", "reject": "z"}, "no column 'rejected' (did you mean 'reject'?)"),
         ({"chosen": "y", "rejected": "z"}, "no column 'prompt', which answers that are strings need"),
         ({"chosen": [GOOD], "rejected": [BAD]}, "no column 'prompt'; the row's columns: chosen, rejected"),
-        (STRINGS | {"rejected": "Hi!"}, "'chosen' and 'rejected' are equal"),
-        (AS_MESSAGES | {"rejected": "Hi!"}, "'chosen' and 'rejected' are equal"),
-        ({"chosen": [ASK, GOOD], "rejected": [ASK, GOOD]}, "'chosen' and 'rejected' are equal"),
-        (STRINGS | {"chosen": ""}, "column 'chosen' is empty"),
-        (STRINGS | {"chosen": []}, "chosen is an empty conversation"),
+        (STRINGS | {"chosen": None}, "column 'chosen' must be a string, not null"),
+        (STRINGS | {"margin": "big"}, "column 'margin' must be a finite number, not a string"),
+        (STRINGS | {"margin": True}, "column 'margin' must be a finite number, not true"),
+        (STRINGS | {"margin": float("nan")}, "column 'margin' must be a finite number, not nan"),
         (STRINGS | {"rejected": 4}, "column 'rejected' must be a string, not a number"),
-        (STRINGS | {"rejected": [ASK]}, "rejected must begin with an assistant turn, not user"),
-        (STRINGS | {"rejected": [BAD, ASK]}, "rejected must end with an assistant turn, not user"),
+        (STRINGS | {"rejected": [ASK]}, "rejected must be one assistant turn, not user"),
+        (STRINGS | {"rejected": [BAD, ASK]}, "rejected must be one assistant turn, not assistant, user"),
         (STRINGS | {"prompt": " "}, "column 'prompt' is empty"),
         (AS_MESSAGES | {"prompt": [ASK, GOOD]}, "prompt ends with the assistant; a prompt must end with the user"),
         ({"chosen": [ASK, GOOD], "rejected": [OTHER, BAD]}, "begin with different turns, so they share no prompt"),
         ({"chosen": [ASK, GOOD], "rejected": [ASK]}, "'rejected' has no answer after the prompt"),
-        ({"chosen": [ASK, GOOD, ASK, GOOD], "rejected": [ASK, GOOD, OTHER, BAD]}, "chosen after the prompt must begin"),
+        (
+            {"chosen": [ASK, GOOD, ASK, GOOD], "rejected": [ASK, GOOD, OTHER, BAD]},
+            "chosen after the prompt must be one",
+        ),
         ({"prompt": "x", "chosen": [ASK, GOOD], "rejected": [ASK, BAD]}, "it differs from column 'prompt'"),
         ({"prompt": [OTHER], "chosen": [ASK, GOOD], "rejected": [ASK, BAD]}, "it differs from column 'prompt'"),
         (
@@ -98,6 +100,61 @@ def test_refused(row: dict[str, Any], reason: str) -> None:
     with pytest.raises(RowError) as caught:
         preference.convert(row)
     assert reason in str(caught.value)
+
+
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "wave", "arguments": {}}}]}
+RESULT = {"role": "tool", "content": "waved"}
+
+
+@pytest.mark.parametrize("between", [[GOOD, OTHER], [CALL, RESULT], [GOOD]], ids=["user", "tool", "assistant"])
+def test_an_answer_holds_nothing_but_one_turn_of_the_model(between: list[dict[str, Any]]) -> None:
+    row = {"chosen": [ASK, *between, GOOD], "rejected": [ASK, BAD]}
+    with pytest.raises(RowError, match="chosen after the prompt must be one assistant turn.*count as the model's own"):
+        preference.convert(row)
+
+
+def test_a_tool_call_is_an_answer_although_its_content_is_empty() -> None:
+    assert preference.convert({"prompt": [ASK], "chosen": [CALL], "rejected": [BAD]})["chosen"] == [CALL]
+
+
+def test_a_margin_is_kept() -> None:
+    assert preference.convert(AS_MESSAGES | {"margin": 2}) == AS_MESSAGES | {"margin": 2.0}
+    assert preference.convert(AS_MESSAGES | {"margin": None}) == AS_MESSAGES
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (STRINGS | {"rejected": "Hi!"}, "the answers are equal"),
+        (AS_MESSAGES | {"rejected": "Hi!"}, "the answers are equal"),
+        ({"chosen": [ASK, GOOD], "rejected": [ASK, GOOD]}, "the answers are equal"),
+        (STRINGS | {"chosen": ""}, "an answer is empty"),
+        (STRINGS | {"rejected": " \n"}, "an answer is empty"),
+        (STRINGS | {"chosen": []}, "an answer is empty"),
+        (STRINGS | {"chosen": "", "rejected": ""}, "an answer is empty"),
+        (AS_MESSAGES | {"rejected": [BAD | {"content": ""}]}, "an answer is empty"),
+        (AS_MESSAGES | {"rejected": BAD | {"content": ""}}, "an answer is empty"),
+        ({"chosen": [ASK, GOOD], "rejected": [ASK, BAD | {"content": " "}]}, "an answer is empty"),
+        (
+            {
+                "conversations": [{"from": "human", "value": "x"}],
+                "chosen": {"from": "gpt", "value": "y"},
+                "rejected": {"from": "gpt", "value": ""},
+            },
+            "an answer is empty",
+        ),
+    ],
+)
+def test_pairs_that_teach_nothing(row: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UnlearnableError) as caught:
+        preference.convert(row)
+    assert str(caught.value) == reason
+
+
+def test_an_empty_user_turn_is_no_empty_answer() -> None:
+    with pytest.raises(RowError, match=r"chosen\[1\].content is empty") as caught:
+        preference.convert({"chosen": [ASK, ASK | {"content": ""}], "rejected": [ASK, BAD]})
+    assert not isinstance(caught.value, UnlearnableError)
 
 
 @pytest.mark.parametrize("name", ["dpo_en_demo", "dpo_zh_demo"])

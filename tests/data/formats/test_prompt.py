@@ -29,6 +29,12 @@ def test_prompt_of_a_parquet_row_loses_its_nulls() -> None:
     assert prompt.convert(row) == {"prompt": [{"role": "user", "content": "Hi"}], "answer": "x"}
 
 
+def test_tools_are_read_as_everywhere() -> None:
+    row = {"prompt": "Hi", "tools": '[{"name": "wave"}]'}
+    assert prompt.convert(row) == {"prompt": "Hi", "tools": [{"name": "wave"}]}
+    assert prompt.convert(row | {"tools": []}) == {"prompt": "Hi"}
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [

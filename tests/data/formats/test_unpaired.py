@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llmkit.data.formats import unpaired
-from llmkit.data.shapes import RowError, Shape
+from llmkit.data.shapes import RowError, Shape, UnlearnableError
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 
@@ -49,8 +49,7 @@ def test_every_layout_gives_the_same_messages(row: dict[str, Any]) -> None:
         (STRINGS | {"label": 1}, "column 'label' must be true or false, not 1"),
         (STRINGS | {"label": None}, "column 'label' must be true or false, not None"),
         (STRINGS | {"label": "good"}, "column 'label' must be true or false, not 'good'"),
-        (STRINGS | {"completion": ""}, "column 'completion' is empty"),
-        (STRINGS | {"completion": [ASK]}, "completion must begin with an assistant turn, not user"),
+        (STRINGS | {"completion": [ASK]}, "completion must be one assistant turn, not user"),
         (STRINGS | {"prompt": []}, "prompt is an empty conversation"),
         ({"messages": [ASK], "label": True}, "messages has no assistant turn"),
         ({"messages": [ASK, GOOD, ASK], "label": True}, "messages ends with the user"),
@@ -62,6 +61,20 @@ def test_refused(row: dict[str, Any], reason: str) -> None:
     with pytest.raises(RowError) as caught:
         unpaired.convert(row)
     assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        STRINGS | {"completion": ""},
+        STRINGS | {"completion": [GOOD | {"content": " "}]},
+        {"messages": [ASK, GOOD | {"content": ""}], "label": True},
+        {"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": ""}], "kto_tag": True},
+    ],
+)
+def test_an_empty_answer_teaches_nothing(row: dict[str, Any]) -> None:
+    with pytest.raises(UnlearnableError, match="^an answer is empty$"):
+        unpaired.convert(row)
 
 
 def test_shared_feedback() -> None:

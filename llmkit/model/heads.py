@@ -1,0 +1,81 @@
+"""The head of a reward model: a sequence classifier with one label, whose output is the score of a whole sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from llmkit.errors import SetupError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+CLASSIFIER = "AutoModelForSequenceClassification"
+"""The transformers class that reward models are loaded with."""
+
+
+def is_classifier(config: Mapping[str, Any]) -> bool:
+    """Whether a `config.json` is that of a sequence classifier."""
+    return any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ())
+
+
+def check_one_label(config: Mapping[str, Any], name: str) -> None:
+    """Raise SetupError if the classifier `name`, of which this is the `config.json`, has not exactly one label."""
+    # transformers takes two where the file names none.
+    count = len(config.get("id2label") or ("", ""))
+    if count != 1:
+        raise SetupError(
+            f"{name} is a classifier with {count} labels, and a reward model has one",
+            remedy="Use a reward model: train one with `method: {type: reward}`, which starts from a language model.",
+        )
+
+
+def check_whole(report: Mapping[str, Any], name: str) -> None:
+    """Raise SetupError where transformers' loading report says that weights of `name` are missing."""
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise SetupError(
+            f"{name} lacks {len(missing)} of the weights, e.g. {missing[0]}: they would be random",
+            remedy="Save the whole model (`model.save_pretrained`), or name another one.",
+        )
+
+
+def gives_scores(model: PreTrainedModel) -> bool:
+    """Whether `model` (or the model below its adapter) scores sequences instead of foretelling tokens."""
+    return not model.can_generate()
+
+
+@contextmanager
+def fresh_head(seed: int) -> Iterator[None]:
+    """Load a language model as a classifier: the head that it lacks is drawn by `seed`, without a report about it."""
+    import torch
+    from trl.trainer.reward_trainer import suppress_seqcls_warning
+
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), suppress_seqcls_warning():
+        torch.manual_seed(seed)
+        yield
+
+
+def hold_head_in_float32(model: torch.nn.Module) -> None:
+    """Hold the score head of `model`, and each copy that PEFT has made of it, in float32, and let it compute there.
+
+    In 16 bits a score has 3 digits, so that good and bad answers tie, and updates below 1/256 of a weight vanish. Heads
+    of other names than `score` (those of encoders) are left as they are.
+    """
+    import torch
+
+    for name, module in model.named_modules():
+        if "score" not in name.split(".") or not isinstance(module, torch.nn.Linear):
+            continue
+        for parameter in module.parameters():
+            parameter.data = parameter.data.float()
+        if _to_own_dtype not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(_to_own_dtype)
+
+
+def _to_own_dtype(module: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    # A function of the module and not a closure: PEFT deep-copies the head with its hooks.
+    weight = next(module.parameters())
+    return tuple(value.to(weight.dtype) for value in inputs)
