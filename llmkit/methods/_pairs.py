@@ -25,6 +25,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from trl import DPOTrainer, KTOTrainer
 
+from llmkit.methods._trained_head import score_trained_positions
 from llmkit.methods.base import Job
 from llmkit.model.loading import load_base
 from llmkit.model.sources import cache_folder
@@ -40,6 +41,12 @@ class _TokenizedRows:
         self._narrate = narrate
         self._weights_digest: str | None = None
         super().__init__(*args, **kwargs)
+        self._score_answers_only()
+
+    def _score_answers_only(self) -> None:
+        trainer: Any = self
+        for model in (trainer.model, trainer.ref_model):
+            score_trained_positions(model)
 
     def _prepare_dataset(self, dataset: Dataset, processing_class: Any, args: Any, dataset_name: str) -> Dataset:
         return dataset
@@ -51,6 +58,7 @@ class _TokenizedRows:
             self._narrate(f"the reference's log-probabilities of {len(dataset)} {name} rows are in {place.parent}")
             columns = load_file(place)
         else:
+            self._score_answers_only()  # within TRL's __init__, which computes them
             self._narrate(f"computing the reference's log-probabilities of {len(dataset)} {name} rows, once")
             with _no_bars():
                 computed = super()._precompute_ref_logps(dataset, name, batch_size)  # type: ignore[misc]

@@ -13,6 +13,7 @@ from trl import GRPOTrainer, RLOOTrainer
 from llmkit.errors import RunError
 from llmkit.methods._policy import full_reward
 from llmkit.methods._signals import Signals
+from llmkit.methods._trained_head import score_trained_positions
 from llmkit.methods.base import Job
 from llmkit.rewards.base import Reward, score_part
 
@@ -37,6 +38,8 @@ class _Rollouts(_Trainer):
         self._seconds = {"generate": 0.0, "score": 0.0, "learn": 0.0}
         scorers = [self._scorer(reward) for reward in job.recipe.rewards]
         super().__init__(reward_funcs=scorers, **kwargs)
+        score_trained_positions(self.model)
+        score_trained_positions(getattr(self, "ref_model", None))
         self._signals = Signals(self.num_generations, full_reward(job), self.max_completion_length)
         self._caught_up = False
         dropout = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in self.model.modules())

@@ -15,6 +15,12 @@ _ADAPTER_SHARE = 0.02
 """Adapter weights per base weight: rank 16 on all linear layers of small and large models makes 0.5 to 4%."""
 
 # A row of these is a pair: two sequences that go through the model side by side.
+SAMPLERS = frozenset({"GRPOConfig", "RLOOConfig"})
+"""TRL configs of the methods that sample completions while they train."""
+
+_COMPLETION_LENGTH = 512
+"""`max_completion_length` of GRPOConfig and RLOOConfig (TRL 1.16)."""
+
 _PAIRED = frozenset({"DPOConfig", "ORPOConfig", "CPOConfig", "RewardConfig"})
 
 USABLE = 0.85
@@ -53,6 +59,13 @@ def _shape(parameters: int) -> tuple[float, float]:
     return math.sqrt(parameters / (12 * layers)), layers
 
 
+def _longest(case: Case) -> int:
+    """Guess the tokens of the longest sequence: of samplers, a prompt of 512 and the longest answer."""
+    if case.config in SAMPLERS:
+        return 512 + int(case.given.get("training.max_completion_length") or _COMPLETION_LENGTH)
+    return int(case.given.get("training.max_length") or 1024)
+
+
 def activation_bytes(case: Case, batch: int, *, checkpointed: bool) -> int:
     """Estimate the bytes per device that `batch` full rows keep for the backward pass; 0 for a model of unknown size.
 
@@ -64,7 +77,7 @@ def activation_bytes(case: Case, batch: int, *, checkpointed: bool) -> int:
     hidden, layers = _shape(case.size.parameters)
     layer = hidden * (_AUTOCAST_BYTES if case.value(bf16) or case.value(fp16) else _PLAIN_BYTES)
     kept = hidden * WEIGHT_BYTES[case.value(dtype)]
-    tokens = batch * (2 if case.config in _PAIRED else 1) * (case.given.get("training.max_length") or 1024)
+    tokens = batch * (2 if case.config in _PAIRED else 1) * _longest(case)
     return round(tokens * (layer + kept * layers if checkpointed else layer * layers))
 
 

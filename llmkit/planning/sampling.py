@@ -7,13 +7,10 @@ import importlib.util
 from llmkit.planning.batches import accumulation_steps, batch_size
 from llmkit.planning.case import Case
 from llmkit.planning.hardware import GIB
-from llmkit.planning.memory import WEIGHT_BYTES
+from llmkit.planning.memory import SAMPLERS, WEIGHT_BYTES
 from llmkit.planning.plan import Decision
 from llmkit.planning.precision import bf16, dtype, fp16
 from llmkit.planning.reference import Reference, beta, reference
-
-SAMPLERS = frozenset({"GRPOConfig", "RLOOConfig"})
-"""TRL configs of the methods that sample completions while they train."""
 
 _CONTINUOUS_FROM = 32
 """Completions at once from which continuous batching beats padded batches on a GPU (A100; trl pull request 5765)."""

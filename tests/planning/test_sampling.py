@@ -139,6 +139,15 @@ def test_a_pair_is_two_sequences() -> None:
     assert kept("DPOConfig") == kept("RewardConfig") == 2 * kept("SFTConfig") == 2 * kept("KTOConfig")
 
 
+def test_short_answers_take_little_memory() -> None:
+    def kept(**training: Any) -> int:
+        return activation_bytes(Case(recipe("GRPOConfig", **training), CPU, BILLION), 16, checkpointed=False)
+
+    # 512 tokens of a prompt, and TRL's longest answer of 512 unless the recipe sets it.
+    assert kept() == pytest.approx(2 * kept(max_completion_length=1), rel=0.01)
+    assert kept(max_completion_length=512) == kept()
+
+
 def test_a_step_of_grpo_has_four_prompts_or_more() -> None:
     training = decide("GRPOConfig", num_generations=6).section("training")
     sequences = training["per_device_train_batch_size"] * training["gradient_accumulation_steps"]
