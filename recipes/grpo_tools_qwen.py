@@ -27,13 +27,15 @@ def calculator(expression: str) -> str:
         expression: Numbers with + - * / // % ** and parentheses, such as "(3 + 4) * 12.5".
 
     Returns:
-        The result, or what is wrong with the expression.
+        The result.
+
+    Raises:
+        ValueError: What is wrong with the expression; the model is shown it, and may try again.
     """
     try:
-        return f"{_value(ast.parse(expression, mode='eval').body):.12g}"
-    except (SyntaxError, ValueError, ArithmeticError, RecursionError) as error:
-        # The model reads this and may try again; only an unforeseen error stops the run.
-        return f"error: {error}"
+        return f"{float(_value(ast.parse(expression.strip(), mode='eval').body)):.12g}"
+    except (SyntaxError, ArithmeticError, RecursionError) as error:
+        raise ValueError(f"{expression!r} can't be computed: {error}") from error
 
 
 def _value(node: ast.expr) -> float:

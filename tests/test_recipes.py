@@ -1,4 +1,4 @@
-"""Every shipped recipe is valid and says what it is; every recipe for supervised fine-tuning runs on a tiny model."""
+"""Every shipped recipe is valid and says what it is; all for SFT and one for each other method run on a tiny model."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 from llmkit.recipe.loading import load_recipe
 from llmkit.recipe.shipped import shipped_recipes
+from llmkit.recipe.spec import variant_names
 from llmkit.runs.checks import check
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
@@ -84,6 +85,48 @@ def test_two_steps_on_a_tiny_model(path: Path, tiny_folder: Path, rows_file: Pat
     with torch.no_grad():
         change = (trained(ids).logits - base(ids).logits).abs().max()
     assert change > 1e-6
+
+
+PREFERENCES = "[{path: made:units, format: preference, max_rows: 12}]"
+OTHERS = {
+    "dpo_smollm2": PREFERENCES,
+    "orpo_qwen": PREFERENCES,
+    "simpo_qwen": PREFERENCES,
+    "reward_smollm2": PREFERENCES,
+    "kto_qwen": "[{path: FILE, format: unpaired}]",
+    "grpo_smollm2": "[{path: 'reasoning_gym:syllogism', format: prompt, max_rows: 12}]",
+    "rloo_qwen": "[{path: FILE, format: question}]",
+}
+"""One recipe for each other method, with rows that are here."""
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_one_step_of_every_other_method(name: str, tiny_folder: Path, tmp_path: Path) -> None:
+    from llmkit.runs.runner import run
+
+    rows = tmp_path / "rows.jsonl"
+    row = '{{"prompt": "q {0}", "completion": "a {0}", "label": {1}, "question": "q {0}", "answer": "{0}"}}\n'
+    rows.write_text("".join(row.format(i, str(i % 2 == 0).lower()) for i in range(12)), encoding="utf-8")
+    path = next(p for p in RECIPES if p.stem == name)
+    source = OTHERS[name].replace("FILE", str(rows))
+    changes = [f"model.name={tiny_folder}", f"data.train={source}", *_small(path)]
+    if load_recipe(path).method.needs_rewards:
+        changes += ["training.max_completion_length=4", "training.num_generations=4"]
+    # Answers of a random model all earn nothing, and an adapter that learnt nothing is refused: one that is paid for.
+    paid = "rewards=[{type: length, unit: characters, target: 4, tolerance: 9}]"
+    changes += [paid] if load_recipe(path).method.needs_rewards else []
+    recipe = load_recipe(path, changes)
+    result = run(recipe, out=tmp_path / "run")
+    assert [exported.type for exported in result.exported] == [export.type for export in recipe.export]
+    assert all(score.metrics for score in (*result.base, *result.tuned))
+    assert (tmp_path / "run" / "model" / "adapter_config.json").is_file()
+
+
+def test_every_method_is_run_by_a_recipe() -> None:
+    assert {load_recipe(p).method.type for p in RECIPES} == set(variant_names("llmkit.methods"))
+    assert {load_recipe(p).method.type for p in RECIPES if p.stem in OTHERS} | {"sft"} == set(
+        variant_names("llmkit.methods")
+    )
 
 
 def _source(rows: Path) -> str:

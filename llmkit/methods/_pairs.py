@@ -118,17 +118,6 @@ def reference_copy(job: Job, args: Any) -> Any:
     )
 
 
-def start_at_reference(trainer: Any) -> None:
-    """Give a continued adapter the values of its frozen copy back, which TRL's cast to bfloat16 has rounded."""
-    model = trainer.model
-    if not _has_reference_adapter(model):
-        return
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if ".default." in name:
-                parameter.copy_(model.get_parameter(name.replace(".default.", ".ref.")))
-
-
 def _has_reference_adapter(model: Any) -> bool:
     return isinstance(model, PeftModel) and "ref" in model.peft_config
 

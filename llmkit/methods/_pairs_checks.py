@@ -63,7 +63,7 @@ def check_reference(recipe: Recipe) -> None:
     if training.get("sync_ref_model"):
         _check_sync(recipe, training)
     if recipe.adapter is not None:
-        _check_adapter_off(recipe, recipe.adapter.kwargs())
+        check_adapter_off(recipe, recipe.adapter.kwargs())
 
 
 def _check_sync(recipe: Recipe, training: Mapping[str, Any]) -> None:
@@ -75,7 +75,7 @@ def _check_sync(recipe: Recipe, training: Mapping[str, Any]) -> None:
         refuse(recipe, "sync_ref_model", what, "Remove it, or `training.precompute_ref_log_probs`.")
 
 
-def _check_adapter_off(recipe: Recipe, adapter: Mapping[str, Any]) -> None:
+def check_adapter_off(recipe: Recipe, adapter: Mapping[str, Any]) -> None:
     """The reference is the model with its adapter off: that must be the base, unchanged."""
     init = adapter.get("init_lora_weights", True)
     if isinstance(init, str) and init.startswith(REWRITING_INITS):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from llmkit.data.shapes import Shape
 from llmkit.data.splits import Row, Splits
+from llmkit.model.sources import locate
 from llmkit.planning.plan import Plan
 from llmkit.recipe.spec import Variant
 
@@ -87,7 +88,8 @@ class Method(Variant):
 def keep_adapter_precision(trainer: Trainer, job: Job) -> None:
     """Undo TRL's cast of an adapter on a quantized base to bfloat16 where the plan computes in another data type.
 
-    bfloat16 is emulated on CPUs without it, and float16's gradient scaler refuses it. (TRL 1.16, SFTTrainer.__init__)
+    bfloat16 is emulated on CPUs without it, and float16's gradient scaler refuses it. An adapter that training
+    continues from gets its own values back, which the cast has rounded. (TRL 1.16, SFTTrainer.__init__)
     """
     import torch
 
@@ -96,6 +98,11 @@ def keep_adapter_precision(trainer: Trainer, job: Job) -> None:
     for parameter in trainer.model.parameters():
         if parameter.requires_grad and parameter.dtype == torch.bfloat16:
             parameter.data = parameter.data.to(torch.float32)
+    if job.adapted:
+        from peft import load_peft_weights, set_peft_model_state_dict
+
+        folder = locate(job.recipe.model, job.recipe.folder).adapter
+        set_peft_model_state_dict(trainer.model, load_peft_weights(str(folder), device=str(trainer.model.device)))
 
 
 def one_device(args: Any) -> Any:

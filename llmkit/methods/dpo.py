@@ -55,7 +55,7 @@ class Dpo(Method):
         """Build the trainer on pairs that are already tokenized; evaluation rows only where the recipe asks for it."""
         from trl import DPOConfig
 
-        from llmkit.methods._pairs import TokenizedDPOTrainer, reference_copy, start_at_reference
+        from llmkit.methods._pairs import TokenizedDPOTrainer, reference_copy
 
         args = one_device(DPOConfig(**job.training_kwargs()))
         evaluates = str(args.eval_strategy.value) != "no"
@@ -71,7 +71,6 @@ class Dpo(Method):
             narrate=job.narrate,
         )
         keep_adapter_precision(trainer, job)
-        start_at_reference(trainer)
         return trainer
 
 

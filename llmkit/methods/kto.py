@@ -57,7 +57,7 @@ class Kto(Method):
         """
         from trl import KTOConfig
 
-        from llmkit.methods._pairs import TokenizedKTOTrainer, reference_copy, start_at_reference
+        from llmkit.methods._pairs import TokenizedKTOTrainer, reference_copy
 
         args = one_device(KTOConfig(**job.training_kwargs()))
         evaluates = str(args.eval_strategy.value) != "no"
@@ -77,7 +77,6 @@ class Kto(Method):
             narrate=job.narrate,
         )
         keep_adapter_precision(trainer, job)
-        start_at_reference(trainer)
         return trainer
 
 

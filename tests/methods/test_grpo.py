@@ -471,7 +471,7 @@ def test_a_tool_is_called_and_the_last_answer_is_rewarded(with_tools: Maker, mon
     seen: list[str] = []
     scored(monkeypatch, lambda completion, row: float(bool(seen.append(completion))))
     kept: list[dict[str, Any]] = []
-    tool = f"method={{type: grpo, tools: ['{ROOT}/recipes/tools/calculator.py:calculator']}}"
+    tool = f"method={{type: grpo, tools: ['{ROOT}/recipes/grpo_tools_qwen.py:calculator']}}"
     recipe = with_tools(tool)
     checked(recipe)
     prepared, _ = started(recipe, keep_samples=kept.extend)
@@ -532,7 +532,7 @@ def test_an_environment_whose_reward_is_no_number_stops_the_run(
 
 
 def test_a_template_that_shows_no_tools_is_refused(rl: Maker) -> None:
-    tool = f"method={{type: grpo, tools: ['{ROOT}/recipes/tools/calculator.py:calculator']}}"
+    tool = f"method={{type: grpo, tools: ['{ROOT}/recipes/grpo_tools_qwen.py:calculator']}}"
     with pytest.raises(SetupError, match="the chat template does not show tool calls"):
         started(rl(tool, *QUICK))
 

@@ -139,3 +139,22 @@ def test_evaluation_while_training_uses_the_held_out_rows(recipe: Maker) -> None
     found = [e["eval_loss"] for e in prepared.trainer.state.log_history if "eval_loss" in e]
     assert len(found) == 3
     assert all(loss > 0 for loss in found)
+
+
+def test_an_adapter_on_a_quantized_base_goes_on_from_its_very_values(recipe: Maker, tmp_path: Path) -> None:
+    from peft import load_peft_weights
+
+    nf4 = ("quantization={type: nf4}", "quantization.bnb_4bit_compute_dtype=float32", "model.dtype=float32", *PLAIN)
+    first = prepare(recipe(*nf4)).model
+    torch.manual_seed(1)
+    for name, parameter in first.named_parameters():
+        if "lora_B" in name:
+            # Values that bfloat16 would round.
+            parameter.data = torch.randn_like(parameter, dtype=torch.float32) / 3
+    first.save_pretrained(tmp_path / "adapter")
+    saved = load_peft_weights(str(tmp_path / "adapter"), device="cpu")
+
+    going_on = prepare(recipe(*nf4, f"model.name={tmp_path / 'adapter'}", "adapter={type: lora}")).model
+    found = {n.replace(".default", ""): p for n, p in going_on.named_parameters() if p.requires_grad}
+    assert found.keys() == saved.keys()
+    assert all(torch.equal(found[name].detach(), saved[name]) for name in saved)

@@ -11,7 +11,7 @@ from llmkit.data.splits import Row
 from llmkit.errors import DataError, RecipeError, SetupError
 from llmkit.methods import _tools
 
-CALCULATOR = Path(__file__).parents[2] / "recipes" / "tools" / "calculator.py"
+CALCULATOR = Path(__file__).parents[2] / "recipes" / "grpo_tools_qwen.py"
 GOOD = '''
 def double(x: int) -> int:
     """Double a number.
@@ -122,7 +122,7 @@ def test_the_calculator_calculates(expression: str, result: str) -> None:
     assert calculator()(expression) == result
 
 
-@pytest.mark.parametrize("expression", ["__import__('os')", "9 ** 9 ** 9", "True + 1", "'a' * 3", "x", "1" * 300])
+@pytest.mark.parametrize("expression", ["__import__('os')", "9 ** 9 ** 9", "True + 1", "'a' * 3", "x", "1" * 400, "2 / 0", "("])
 def test_the_calculator_runs_no_python(expression: str) -> None:
     with pytest.raises(ValueError):
         calculator()(expression)
