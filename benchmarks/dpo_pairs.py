@@ -2,7 +2,7 @@
 
     python benchmarks/dpo_pairs.py
 
-The pairs are cut at 256 tokens, for two CPU cores; those whose prompt alone is longer are dropped and counted.
+The pairs are cut at 192 tokens, for two CPU cores; those whose prompt alone is longer are dropped and counted.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def main() -> None:
         f"data.train=[{{path: {PAIRS}, format: preference}}]",
         "data.eval=0.25",
         "data.overflow=truncate",
-        "training.max_length=256",
-        "training.num_train_epochs=2",
+        "training.max_length=192",
+        "training.per_device_train_batch_size=4",
         "export=[]",
         name="dpo",
     )

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from llmkit.data.shapes import Shape
 from llmkit.errors import DataError, RecipeError, SetupError
-from llmkit.methods._pairs_checks import check_adapter_off
+from llmkit.methods._pairs_checks import check_adapter_off, refuse
 from llmkit.methods.base import Job, Method
 from llmkit.recipe import fields
 from llmkit.rewards.base import score_part, total
@@ -46,6 +46,9 @@ class PolicyMethod(Method):
                 f"`method.max_kl: {self.max_kl:g}` bounds the KL divergence, which is not computed with beta 0",
                 remedy="Set `training.beta`, e.g. 0.04 (it takes a reference model), or leave out `max_kl`.",
             )
+        if given["sync_ref_model"] and (recipe.adapter is not None or not given["beta"]):
+            what = "there is no second model to move: that takes full training and a `training.beta` above 0"
+            refuse(recipe, "sync_ref_model", what, "Remove it.")
         if given["beta"] and recipe.adapter is not None:
             check_adapter_off(recipe, recipe.adapter.kwargs())
         if given["use_vllm"]:

@@ -34,7 +34,7 @@ class _Rollouts(_Trainer):
         self._job, self._max_kl = job, max_kl
         self._rows = (*job.splits.train, *job.splits.eval)
         self._texts: list[str] = []
-        self._samples: list[dict[str, Any]] = []
+        self._prompt_ids: list[list[int]] = []
         self._seconds = {"generate": 0.0, "score": 0.0, "learn": 0.0}
         scorers = [self._scorer(reward) for reward in job.recipe.rewards]
         super().__init__(reward_funcs=scorers, **kwargs)
@@ -104,14 +104,22 @@ class _Rollouts(_Trainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         inputs = [{**x, "prompt": self._rows[x["row"]].example["prompt"]} for x in inputs]
+        self._prompt_ids = [list(self._rows[x["row"]].tokens["prompt_ids"]) for x in inputs]
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         if self.model.training:
             parts = {name: list(values)[-len(inputs) :] for name, values in self._logs["rewards"].items()}
             totals = self._totals(parts)
             # TRL's share is that of the batch with `scale_rewards: batch`: a group is what is compared.
             self._metrics["train"]["frac_reward_zero_std"][-1] = silent_groups(totals, self.num_generations)
-            self._samples += self._chosen(inputs, parts, totals)
+            self._job.keep_samples(self._chosen(inputs, parts, totals))
         return output
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        if getattr(self, "tools", None):  # their descriptions are part of the prompt
+            found: tuple[list[list[int]], None, dict[str, Any]] = super()._tokenize_prompts(prompts)
+            return found
+        # The tokens that were audited and that the evaluations see, with the row's own `tools` in them.
+        return self._prompt_ids, None, {}
 
     def _totals(self, parts: Mapping[str, Sequence[float]]) -> list[float]:
         weights = self.reward_weights.tolist()
@@ -155,14 +163,13 @@ class _Rollouts(_Trainer):
         super().log(logs, start_time)
         if "loss" not in logs:
             return
-        if self._samples:
-            self._job.keep_samples(self._samples)
-            self._samples = []
         for line in self._signals.observe(step, logs):
             self._job.narrate(line)
-        if self._max_kl is not None and logs.get("kl", 0.0) > self._max_kl:
+        # TRL logs None where all values are NaN: a run that has diverged.
+        if self._max_kl is not None and "kl" in logs and (logs["kl"] is None or logs["kl"] > self._max_kl):
+            found = "not a number" if logs["kl"] is None else f"{logs['kl']:.4g} nats per token"
             raise RunError(
-                f"the KL divergence from the reference is {logs['kl']:.4g} nats per token at step {step}, beyond "
+                f"the KL divergence from the reference is {found} at step {step}, beyond "
                 f"`method.max_kl: {self._max_kl:g}`",
                 remedy="Lower `training.learning_rate`, or raise `training.beta` or the bound. The run folder has the "
                 "checkpoints of earlier steps.",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from llmkit.errors import RecipeError
 from llmkit.methods._policy import PolicyMethod, check_rows, check_sampling, policy_kwargs, prompt_dataset
 from llmkit.methods._tools import (
     check_environment,
@@ -44,6 +45,12 @@ class Grpo(PolicyMethod):
     def check_recipe(self, recipe: Recipe) -> None:
         """Refuse groups that don't come out whole, and tools that are missing or that the model can't be told about."""
         super().check_recipe(recipe)
+        asking = [evaluation.type for evaluation in recipe.evaluation]
+        if (self.tools or self.environment) and asking:
+            raise RecipeError(
+                f"evaluation {', '.join(asking)} asks the model without the tools that it learns to use",
+                remedy="Leave out `evaluation`: metrics.jsonl and samples.jsonl have the rewards.",
+            )
         for reference in self.tools:
             check_tool(reference, recipe.folder)
         if self.environment is not None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import SetupError
@@ -32,12 +33,11 @@ def check_one_label(config: Mapping[str, Any], name: str) -> None:
         )
 
 
-def check_whole(report: Mapping[str, Any], name: str) -> None:
-    """Raise SetupError where transformers' loading report says that weights of `name` are missing."""
-    missing = sorted(report["missing_keys"])
+def check_whole(missing: Collection[str], name: str) -> None:
+    """Raise SetupError where weights of `name` are missing, by transformers' loading report."""
     if missing:
         raise SetupError(
-            f"{name} lacks {len(missing)} of the weights, e.g. {missing[0]}: they would be random",
+            f"{name} lacks {len(missing)} of the weights, e.g. {min(missing)}: they would be random",
             remedy="Save the whole model (`model.save_pretrained`), or name another one.",
         )
 
@@ -71,11 +71,21 @@ def hold_head_in_float32(model: torch.nn.Module) -> None:
             continue
         for parameter in module.parameters():
             parameter.data = parameter.data.float()
-        if _to_own_dtype not in module._forward_pre_hooks.values():
-            module.register_forward_pre_hook(_to_own_dtype)
+        # The class and not a hook: PEFT deep-copies the head, and autocast casts behind any hook on the input.
+        module.__class__ = _float32_head()
 
 
-def _to_own_dtype(module: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    # A function of the module and not a closure: PEFT deep-copies the head with its hooks.
-    weight = next(module.parameters())
-    return tuple(value.to(weight.dtype) for value in inputs)
+@cache
+def _float32_head() -> type[torch.nn.Linear]:
+    """Return the class of a linear layer that computes in its own data type, whatever autocast says."""
+    import torch
+
+    class Float32Head(torch.nn.Linear):
+        """A score head in float32."""
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            """Return the scores of `hidden`, in the data type of the weights."""
+            with torch.autocast(hidden.device.type, enabled=False):
+                return super().forward(hidden.to(self.weight.dtype))
+
+    return Float32Head

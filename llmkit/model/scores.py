@@ -88,7 +88,7 @@ def _load_whole(place: Path | str, dtype: str) -> PreTrainedModel:
     model, report = AutoModelForSequenceClassification.from_pretrained(
         place, dtype=dtype, use_safetensors=True, output_loading_info=True
     )
-    check_whole(report, str(place))
+    check_whole(report["missing_keys"], str(place))
     return model
 
 

@@ -76,14 +76,15 @@ def _whole_groups(case: Case, least: int, unit: int) -> int:
 
 def batch_size(case: Case) -> Decision:
     """Decide on the rows (for sampling methods: completions) that go through the model at once."""
-    largest, devices = _largest_batch(case), case.hardware.count
+    # KTO estimates its KL term from mismatched pairs within a batch, and refuses a batch of one.
+    least = 2 if case.config == "KTOConfig" else 1
+    largest, devices = max(_largest_batch(case), least), case.hardware.count
     reason = _batch_reason(case, largest)
     if _STEPS not in case.given:
         return Decision(_BATCH, largest, reason)
     steps = case.given[_STEPS]
     size = min(largest, math.ceil(_target(case) / (steps * devices)))
-    # KTO estimates its KL term from mismatched pairs within a batch, and refuses a batch of one.
-    size = _whole_groups(case, max(size, 2 if case.config == "KTOConfig" else 1), steps * devices)
+    size = _whole_groups(case, max(size, least), steps * devices)
     return Decision(_BATCH, size, f"{size} x {steps} accumulated x {devices} devices; {reason}")
 
 

@@ -132,6 +132,7 @@ class Training(LibrarySpec):
         "model_init_kwargs": "use the `model` section",
         "trust_remote_code": "use `model.trust_remote_code`",
         "chat_template_path": "use `model.chat_template`",
+        "chat_template_kwargs": "use `model.chat_template`: scores and preflight must see the prompts that are trained",
         "eos_token": "use `model.eos_token`",
         "assistant_only_loss": "llmkit always trains on the assistant's turns of a conversation",
         "completion_only_loss": "llmkit always trains on the completion of a prompt_completion row",

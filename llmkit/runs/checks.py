@@ -41,6 +41,12 @@ def check(recipe: Recipe) -> None:
                 remedy="Use `preference_accuracy`, which measures reward models too.",
             )
         evaluation.check_setup(recipe.folder)
+    if setting(recipe, "eval_strategy") not in (None, "no") and recipe.data.eval is None:
+        raise RecipeError(
+            "`training.eval_strategy` needs held-out rows",
+            where=recipe.origin(("training", "eval_strategy")),
+            remedy="Add `eval: 0.02` (a share of the training rows) or sources of their own to `data`.",
+        )
     needy = [e.type for e in recipe.evaluation if e.requires_rows()]
     if needy and recipe.data.eval is None:
         raise RecipeError(

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -114,8 +115,9 @@ class RunFolder:
         """Drop the lines of metrics.jsonl and samples.jsonl behind `step`: a resumed run takes those steps again."""
         for path in (self.path / "metrics.jsonl", self.path / "samples.jsonl"):
             if path.is_file():
-                lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-                self.write_text(path.name, "".join(line for line in lines if json.loads(line)["step"] <= step))
+                # Not splitlines(): a sampled answer may hold other separators, which JSON leaves as they are.
+                lines = path.read_text(encoding="utf-8").split("\n")
+                self.write_text(path.name, "".join(f"{line}\n" for line in lines if _is_up_to(step, line)))
 
     def update_lock(self, **entries: Any) -> None:
         """Add entries to lock.json."""
@@ -130,6 +132,14 @@ class RunFolder:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         with closing(handler), captured_logs(handler), _tensorboard_in(self.path / "tensorboard"):
             yield handler
+
+
+def _is_up_to(step: int, line: str) -> bool:
+    """Whether a JSON line is of `step` or before; one that a kill cut off is not."""
+    try:
+        return bool(json.loads(line)["step"] <= step)
+    except json.JSONDecodeError:
+        return False
 
 
 @contextmanager
@@ -217,6 +227,12 @@ def data_hashes(recipe: Recipe) -> dict[str, str | None]:
         else:
             found[source.path] = file_hash(path) if path is not None else None
     return found
+
+
+def code_hashes(recipe: Recipe) -> dict[str, str]:
+    """Return the SHA-256 of every Python file that the recipe names as `path/to/file.py:name`: rewards, tools."""
+    named = set(re.findall(r'"([^"]+\.py):\w+"', json.dumps(recipe.model_dump(exclude_unset=True), default=str)))
+    return {name: file_hash(recipe.folder / Path(name).expanduser()) for name in sorted(named)}
 
 
 def file_hash(path: Path) -> str:

@@ -127,7 +127,7 @@ def prepare(
     )
     for line in ledger.sentences():
         narrator.say(line)
-    set_up_rewards(recipe, (*splits.train, *splits.eval))
+    set_up_rewards(recipe, (*(splits.train if recipe.method.needs_rewards else ()), *splits.eval))
     model = load_model(recipe, the_plan, tokenizer)
     narrator.say(f"loaded {recipe.model.name}: {_describe(model, the_plan)}")
     job = Job(

@@ -20,6 +20,7 @@ from llmkit.runs.checks import check, setting
 from llmkit.runs.exporting import export_all
 from llmkit.runs.folder import (
     RunFolder,
+    code_hashes,
     data_hashes,
     disk_full_explained,
     environment,
@@ -44,7 +45,9 @@ class RunResult:
     tuned: list[Score]
     exported: list[Exported]
     losses: list[float]
-    """Training loss of each logged step, in nats per trained token."""
+    """Training loss of each logged step; for SFT in nats per trained token."""
+    answers: bool
+    """Whether the trained model answers prompts; a reward model scores answers instead."""
 
 
 def run(
@@ -120,13 +123,14 @@ def _open(out: str | Path | None, name: str, resume: bool, recipe: Recipe) -> Ru
             f"the recipe differs from the one that {folder.path} was started with",
             remedy=f"Continue it as it was: llmkit run {folder.path / 'recipe.yaml'} --resume; or start a new run.",
         )
-    known = folder.read_json("lock.json").get("data")
-    changed = [name for name, found in data_hashes(recipe).items() if known is not None and known.get(name) != found]
-    if changed:
-        raise DataError(
-            f"the data has changed since {folder.path} was started: {', '.join(changed)}",
-            remedy="Put the files back as they were, or start a new run.",
-        )
+    lock = folder.read_json("lock.json")
+    for what, hashes in (("data", data_hashes(recipe)), ("code", code_hashes(recipe))):
+        changed = [name for name, found in hashes.items() if lock.get(what, hashes).get(name) != found]
+        if changed:
+            raise DataError(
+                f"the {what} has changed since {folder.path} was started: {', '.join(changed)}",
+                remedy="Put the files back as they were, or start a new run.",
+            )
     return folder
 
 
@@ -135,7 +139,11 @@ def _record(folder: RunFolder, recipe: Recipe, the_plan: Plan) -> None:
     folder.write_text("resolved.yaml", resolved_yaml(recipe, the_plan))
     folder.write_json("plan.json", the_plan.to_dict())
     folder.update_lock(
-        **environment(), data=data_hashes(recipe), seed=setting(recipe, "seed"), folder=str(recipe.folder)
+        **environment(),
+        data=data_hashes(recipe),
+        code=code_hashes(recipe),
+        seed=setting(recipe, "seed"),
+        folder=str(recipe.folder),
     )
     # Last: a folder with a recipe is a run that can be opened again.
     folder.write_text("recipe.yaml", recipe.written)
@@ -176,7 +184,7 @@ def _train_and_judge(
     if recipe.adapter is not None:
         check_adapter(trained, folder.model)
     exported = export_all(trained, folder, narrator)
-    return RunResult(folder.path, base, tuned, exported, losses)
+    return RunResult(folder.path, base, tuned, exported, losses, answers=prepared.model.can_generate())
 
 
 def _checkpoint(folder: RunFolder, resume: bool, narrator: Narrator) -> str | None:

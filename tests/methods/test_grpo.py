@@ -274,6 +274,31 @@ def test_the_run_stops_beyond_its_bound_on_the_divergence(rl: Maker, monkeypatch
     assert all(entry["kl"] <= 0.05 for entry in logs(prepared)[:-1])
 
 
+def test_a_divergence_that_is_no_number_is_beyond_every_bound(rl: Maker) -> None:
+    prepared, _ = started(rl("training.beta=0.1", "method.max_kl=5", "training.max_steps=1", *QUICK))
+    prepared.trainer.model.train()
+    prepared.trainer._metrics["train"]["kl"] = [math.nan]
+    with pytest.raises(RunError, match="is not a number at step 0, beyond `method.max_kl: 5`"):
+        prepared.trainer.log({"loss": 0.0})
+
+
+def test_the_model_is_given_the_audited_tokens(rl: Maker, rows_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scored(monkeypatch, letters)
+    tool = {"type": "function", "function": {"name": "look", "description": "Look.", "parameters": {"type": "object"}}}
+    rows = [{"prompt": [{"role": "user", "content": f"q {i}"}], "answer": "a", "tools": [tool]} for i in range(8)]
+    rows_file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    prepared, _ = started(rl("training.max_steps=1", *QUICK))
+    seen: list[list[int]] = []
+    real = prepared.trainer._generate_single_turn
+    monkeypatch.setattr(
+        prepared.trainer, "_generate_single_turn", lambda ids, *a, **k: seen.extend(ids) or real(ids, *a, **k)
+    )
+    prepared.trainer.train()
+    audited = [row.tokens["prompt_ids"] for row in prepared.splits.train]
+    assert seen
+    assert all(ids in audited for ids in seen)
+
+
 def test_held_out_prompts_are_scored_while_training(rl: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     scored(monkeypatch, letters)
     kept: list[dict[str, Any]] = []

@@ -155,13 +155,12 @@ def test_a_head_quantized_by_a_list_of_ones_own_is_refused(reward_recipe: Maker)
     with pytest.raises(RecipeError, match="keeps the score head whole"):
         prepare(reward_recipe("quantization={type: nf4, llm_int8_skip_modules: [q_proj]}"))
     head = prepare(reward_recipe("quantization={type: nf4, llm_int8_skip_modules: [score]}")).model.score
-    assert type(head.original_module) is torch.nn.Linear
+    assert head.original_module.weight.dtype == torch.float32
+    assert head.original_module.weight.shape[0] == 1
 
 
-def test_the_head_is_hooked_once(reward_recipe: Maker) -> None:
+def test_the_head_of_a_16_bit_model_is_in_float32(reward_recipe: Maker) -> None:
     model = prepare(reward_recipe("adapter=null", "model.dtype=bfloat16")).model
-    hold_head_in_float32(model)
-    assert len(model.score._forward_pre_hooks) == 1
     assert model.score.weight.dtype == torch.float32
     assert model.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
 
@@ -196,3 +195,16 @@ def test_it_learns_which_answers_are_better(reward_recipe: Maker, rows_file: Pat
     assert before < 0.75
     assert accuracy() >= 0.9
     assert len(prepared.splits.eval) == 60
+
+
+def test_the_head_computes_in_float32_whatever_autocast_says() -> None:
+    import copy
+
+    head = torch.nn.Module()
+    head.score = torch.nn.Linear(8, 1, bias=False)
+    hold_head_in_float32(head)
+    hidden = torch.randn(4, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = copy.deepcopy(head).score(hidden.bfloat16())
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, hidden.bfloat16().float() @ head.score.weight.T)

@@ -122,7 +122,9 @@ def test_the_calculator_calculates(expression: str, result: str) -> None:
     assert calculator()(expression) == result
 
 
-@pytest.mark.parametrize("expression", ["__import__('os')", "9 ** 9 ** 9", "True + 1", "'a' * 3", "x", "1" * 400, "2 / 0", "("])
+@pytest.mark.parametrize(
+    "expression", ["__import__('os')", "9 ** 9 ** 9", "True + 1", "'a' * 3", "x", "1" * 400, "2 / 0", "("]
+)
 def test_the_calculator_runs_no_python(expression: str) -> None:
     with pytest.raises(ValueError):
         calculator()(expression)
