@@ -2,11 +2,14 @@
 
     python benchmarks/grpo_task.py
 
-Compared are the mean over the first five steps and over the last five; the KL of every step stays under the recipe's
-`method.max_kl`, or the run would have stopped.
+Compared is the mean over the last five steps with that over the first five. The KL stays under the recipe's
+`method.max_kl`, or the run would have stopped: three steps in a row beyond it do that. The held-out rows are answered
+greedily; always the same answer would earn 0.56 there.
 """
 
 from __future__ import annotations
+
+from statistics import median
 
 from figures import ends, keep, run
 
@@ -19,12 +22,13 @@ def main() -> None:
     for seed in SEEDS:
         found = run("grpo_smollm2", f"training.seed={seed}", name=f"grpo-{seed}")
         first, last = ends(found["metrics"], "reward")
-        kl = max(entry["kl"] for entry in found["metrics"] if entry.get("kl") is not None)
+        kl = [entry["kl"] for entry in found["metrics"] if entry.get("kl") is not None]
         figures[f"seed {seed}"] = {
             "reward of the first 5 steps": first,
             "reward of the last 5 steps": last,
-            "ratio": last / first,
-            "largest kl": kl,
+            "ratio": last / max(first, 1e-6),
+            "kl, median of the last 5 steps": median(kl[-5:]),
+            "kl, largest of a step": max(kl),
             "held out, base": found["base"],
             "held out, tuned": found["tuned"],
             "seconds": found["seconds"],

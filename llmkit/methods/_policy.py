@@ -28,7 +28,7 @@ class PolicyMethod(Method):
     """Base of the methods that sample answers, have them rewarded, and learn from the differences in a group."""
 
     max_kl: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Bound on the KL divergence from the reference, in nats per token, of a logged step; beyond it the run stops."""
+    """Bound on the KL divergence from the reference, in nats per token; three logged steps beyond it stop the run."""
 
     accepts: ClassVar[frozenset[Shape]] = frozenset({Shape.PROMPT})
     needs_rewards: ClassVar[bool] = True

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 else:
     _Trainer = object
 
+PATIENCE = 3
+"""Logged steps beyond `max_kl` that stop a run. The estimate of one step is heavy-tailed: a sampled token that has
+become unlikely weighs exp(log-ratio), so one token can make a step's mean."""
+
 SAMPLES = 4
 """Completions of each generation that are kept: the best and the worst of the first group, and two more."""
 
@@ -35,6 +39,7 @@ class _Rollouts(_Trainer):
         self._rows = (*job.splits.train, *job.splits.eval)
         self._texts: list[str] = []
         self._prompt_ids: list[list[int]] = []
+        self._beyond = 0
         self._seconds = {"generate": 0.0, "score": 0.0, "learn": 0.0}
         scorers = [self._scorer(reward) for reward in job.recipe.rewards]
         super().__init__(reward_funcs=scorers, **kwargs)
@@ -165,15 +170,21 @@ class _Rollouts(_Trainer):
             return
         for line in self._signals.observe(step, logs):
             self._job.narrate(line)
+        if self._max_kl is not None and "kl" in logs:
+            self._hold(self._max_kl, logs["kl"], step)
+
+    def _hold(self, bound: float, kl: float | None, step: int) -> None:
+        """Raise RunError where the divergence is no number, or has been beyond `bound` for some steps in a row."""
+        self._beyond = self._beyond + 1 if kl is None or kl > bound else 0
         # TRL logs None where all values are NaN: a run that has diverged.
-        if self._max_kl is not None and "kl" in logs and (logs["kl"] is None or logs["kl"] > self._max_kl):
-            found = "not a number" if logs["kl"] is None else f"{logs['kl']:.4g} nats per token"
-            raise RunError(
-                f"the KL divergence from the reference is {found} at step {step}, beyond "
-                f"`method.max_kl: {self._max_kl:g}`",
-                remedy="Lower `training.learning_rate`, or raise `training.beta` or the bound. The run folder has the "
-                "checkpoints of earlier steps.",
-            )
+        if kl is not None and self._beyond < PATIENCE:
+            return
+        found = "not a number" if kl is None else f"{kl:.4g} nats per token, for {PATIENCE} steps in a row"
+        raise RunError(
+            f"the KL divergence from the reference is {found}, at step {step}: beyond `method.max_kl: {bound:g}`",
+            remedy="Lower `training.learning_rate`, or raise `training.beta` or the bound. The run folder has the "
+            "checkpoints of earlier steps.",
+        )
 
 
 class WatchedGRPOTrainer(_Rollouts, GRPOTrainer):

@@ -184,7 +184,10 @@ def _attacks(outside: str, port: int, limits: Limits) -> dict[str, list[str]]:
             f"create, {json.dumps(outside)}",
         ],
         "read your files": [f"read, {json.dumps(f'{outside}/read')}"],
-        "signal other processes": [f"signal, {os.getpid()}"],
+        "signal other processes": [
+            f"signal, {os.getpid()}",
+            *(f"own, {os.getpid()}, {request}" for request in (0x8901, 0x8902)),
+        ],
         "take more memory than it may": [f"allocate, {limits.memory_mb * MB}"],
         "fill the disk": [f"fill, {limits.disk_mb * MB}"],
         "start processes without end": [f"breed, {limits.processes + 64}"],  # last: the others would miss them

@@ -103,6 +103,17 @@ def signal(pid: int) -> None:
     os.kill(pid, 0)
 
 
+def own(pid: int, request: int) -> None:
+    """Have the signals of a socket sent to another process, with FIOSETOWN or SIOCSPGRP."""
+    import fcntl
+    import socket
+    import struct
+
+    one, other = socket.socketpair()
+    with one, other:
+        fcntl.ioctl(one, request, struct.pack("i", pid))
+
+
 def breed(count: int) -> None:
     """Have `count` processes at once."""
     import os

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,14 @@ from llmkit.recipe.spec import Variant
 
 SHOWN = 200
 """Characters of a completion that an error shows."""
+
+
+class ScoreError(RunError):
+    """What a reward raises when it can't score the completion at `index`; `score_part` adds its row and its text."""
+
+    def __init__(self, what: str, index: int, *, remedy: str | None = None) -> None:
+        super().__init__(what, remedy=remedy)
+        self.index = index
 
 
 class Reward(Variant):
@@ -69,11 +78,13 @@ def score_part(reward: Reward, completions: Sequence[str], rows: Sequence[Row]) 
     examples = [row.example for row in rows]
     try:
         values = list(reward.scores(completions, examples))
+    except ScoreError as error:
+        raise _failure(reward, f": {error.what}", completions, rows, error.index, error.remedy) from error
     except LlmkitError:
         raise  # it says itself what is wrong, e.g. that a judge can't be reached
     except Exception as error:  # noqa: BLE001 - any failure of a reward must name its row
         index = _culprit(reward, completions, examples)
-        raise _failure(reward, f"raised {type(error).__name__}: {error}", completions, rows, index) from error
+        raise _failure(reward, f" raised {type(error).__name__}: {error}", completions, rows, index) from error
     if len(values) != len(completions):
         raise RunError(
             f"reward `{reward.name}` returned {len(values)} values for {len(completions)} completions",
@@ -81,9 +92,21 @@ def score_part(reward: Reward, completions: Sequence[str], rows: Sequence[Row]) 
             remedy="It must return exactly one number for each completion.",
         )
     for index, value in enumerate(values):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise _failure(reward, f"returned {value!r}, which is no finite number", completions, rows, index)
+        problem = _problem(value)
+        if problem is not None:
+            raise _failure(reward, f" returned {value!r}{problem}", completions, rows, index)
     return [float(value) for value in values]
+
+
+def _problem(value: object) -> str | None:
+    """Return what keeps `value` from being a score; numbers of NumPy are scores as those of Python are."""
+    if type(value).__name__ in ("bool", "bool_"):  # NumPy's has the same name
+        return ": write `float(...)` around what is true or false"
+    try:
+        finite = isinstance(value, numbers.Real) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond any float
+        finite = False
+    return None if finite else ", which is no finite number"
 
 
 def _culprit(reward: Reward, completions: Sequence[str], examples: Sequence[Mapping[str, Any]]) -> int | None:
@@ -96,10 +119,18 @@ def _culprit(reward: Reward, completions: Sequence[str], examples: Sequence[Mapp
     return None
 
 
-def _failure(reward: Reward, what: str, completions: Sequence[str], rows: Sequence[Row], index: int | None) -> RunError:
+def _failure(
+    reward: Reward,
+    what: str,
+    completions: Sequence[str],
+    rows: Sequence[Row],
+    index: int | None,
+    remedy: str | None = None,
+) -> RunError:
     where = rows[index].where if index is not None else f"{rows[0].where} and {len(rows) - 1} more"
     shown = f"\nThe completion: {completions[index][:SHOWN]!r}" if index is not None else ""
-    return RunError(f"reward `{reward.name}` {what}{shown}", where=where, remedy="`llmkit reward RECIPE` tries it out.")
+    remedy = remedy or "`llmkit reward RECIPE` tries it out."
+    return RunError(f"reward `{reward.name}`{what}{shown}", where=where, remedy=remedy)
 
 
 def total(rewards: Sequence[Reward], parts: Sequence[Sequence[float]]) -> list[float]:

@@ -10,6 +10,7 @@ import ast
 import os
 import re
 import sys
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,18 +20,22 @@ from typing import Any, Literal
 from pydantic import Field
 
 from llmkit.data.shapes import RowError
-from llmkit.errors import SetupError
+from llmkit.errors import RunError, SetupError
 from llmkit.rewards._sandbox import Limits, Protection, probe, run
-from llmkit.rewards.base import Reward
+from llmkit.rewards.base import Reward, ScoreError
 
-BLOCK = re.compile(r"^```(?:python3?|py)?[ \t]*\n(.*?)(?:^```|\Z)", re.DOTALL | re.MULTILINE | re.IGNORECASE)
+# A block that the token limit cut off ends with the text. Possessive quantifiers keep this linear.
+FENCE = re.compile(
+    r"^([ \t]*+)```[ \t]*+([\w+.-]*+)[^\n`]*+\n(.*?)(?:^[ \t]*+```[ \t\r]*+$|\Z)", re.DOTALL | re.MULTILINE
+)
+PYTHON = ("python", "python3", "py")
 GOLDEN = ("canonical_solution", "code", "solution")
 
 
 class Code(Reward):
     """Run the completion's code, then the tests, where neither can touch the machine (docs/sandbox.md).
 
-    The code is the last fenced block of the completion, or all of it where there is none.
+    The code is the last fenced block of Python, else the last block without a language, else the whole completion.
     """
 
     type: Literal["code"]
@@ -107,19 +112,25 @@ class Code(Reward):
 
     def score(self, completion: str, row: Mapping[str, Any]) -> float:
         """Return the share of tests passed."""
-        layers = self._protection().layers
-        passed = run(self._program(completion, row), self._tests(row), self._limits(), layers).passed
-        return sum(passed) / len(passed)
+        return self._share(completion, row, 0)
 
     def scores(self, completions: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[float]:
-        """Return the share of tests passed for each, `workers` at once."""
+        """Return the share of tests passed for each, `workers` at once; raises ScoreError where a sandbox failed."""
         with ThreadPoolExecutor(self.workers or min(4, os.cpu_count() or 1)) as pool:
-            return list(pool.map(self.score, completions, rows))
+            return list(pool.map(self._share, completions, rows, range(len(completions))))
 
     def golden(self, row: Mapping[str, Any]) -> str | None:
         """Return the right answer of the row, if it has one."""
         columns = GOLDEN if self.golden_column is None else (self.golden_column,)
         return next((row[column] for column in columns if isinstance(row.get(column), str)), None)
+
+    def _share(self, completion: str, row: Mapping[str, Any], index: int) -> float:
+        layers = self._protection().layers
+        try:
+            passed = run(self._program(completion, row), self._tests(row), self._limits(), layers).passed
+        except RunError as error:
+            raise ScoreError(error.what, index, remedy=error.remedy) from error
+        return sum(passed) / len(passed)
 
     def _limits(self) -> Limits:
         return Limits(self.timeout, self.memory_mb, self.disk_mb, self.processes)
@@ -129,12 +140,11 @@ class Code(Reward):
         return probe(Limits())
 
     def _program(self, completion: str, row: Mapping[str, Any]) -> str:
-        blocks = BLOCK.findall(completion)
-        code = str(blocks[-1]) if blocks else completion
+        code = last_block(completion)
         if self.prompt_column is None:
-            return code
+            return completion if code is None else textwrap.dedent(code)
         # A plain completion goes on where the prompt ends, be that in the middle of a line.
-        return f"{row[self.prompt_column]}\n{code}" if blocks else f"{row[self.prompt_column]}{code}"
+        return f"{row[self.prompt_column]}{completion}" if code is None else f"{row[self.prompt_column]}\n{code}"
 
     def _tests(self, row: Mapping[str, Any]) -> list[str]:
         tests = row[self.column]
@@ -142,3 +152,18 @@ class Code(Reward):
         if self.entry_point_column is None:
             return listed
         return [f"{test}\n\ncheck({row[self.entry_point_column]})\n" for test in listed]
+
+
+def last_block(completion: str) -> str | None:
+    """Return the last fenced block of Python, else the last without a language; None where there is neither.
+
+    What the fence is indented by (in a list) is taken off; further indentation may go on with a prompt's function.
+    """
+    python = plain = None
+    for indent, language, code in FENCE.findall(completion):
+        outdented = re.sub(rf"^[ \t]{{0,{len(indent)}}}", "", code, flags=re.MULTILINE) if indent else code
+        if language.lower() in PYTHON:
+            python = outdented
+        elif not language:
+            plain = outdented
+    return plain if python is None else python

@@ -121,16 +121,21 @@ def build_validator(schema: Any) -> Any:
     try:
         cls.check_schema(schema)
     except importlib.import_module("jsonschema.exceptions").SchemaError as error:
+        if error.validator_value == "regex":
+            _check_pattern(error.instance)
         place = "/".join(str(part) for part in error.absolute_path)
         raise ValueError(f"no valid JSON Schema: {error.message:.200}" + (f" (at {place})" if place else "")) from error
     registry = importlib.import_module("jsonschema_specifications").REGISTRY
-    _check_references(schema, cls.META_SCHEMA["$schema"], registry)
+    _check_parts(schema, cls.META_SCHEMA["$schema"], registry)
     # A registry of one's own: jsonschema's default fetches what a `$ref` leads to.
     return cls(schema, registry=registry)
 
 
-def _check_references(schema: Any, draft: str, registry: Any) -> None:
-    """Raise ValueError for the first `$ref` that leads nowhere; jsonschema would find it only on some completion."""
+def _check_parts(schema: Any, draft: str, registry: Any) -> None:
+    """Raise ValueError for the first `$ref` that leads nowhere, or pattern that Python can't read.
+
+    jsonschema would find either only on some completion.
+    """
     referencing = importlib.import_module("referencing")
     specification = importlib.import_module("referencing.jsonschema").specification_with(draft)
     resource = referencing.Resource(schema, specification=specification)
@@ -142,7 +147,18 @@ def _check_references(schema: Any, draft: str, registry: Any) -> None:
                 resolver.lookup(part.contents["$ref"])
             except referencing.exceptions.Unresolvable as error:
                 raise ValueError(f"`$ref: {part.contents['$ref']}` leads nowhere") from error
+        if isinstance(part.contents, dict):
+            for pattern in (part.contents.get("pattern", ""), *part.contents.get("patternProperties", ())):
+                _check_pattern(pattern)
         waiting += [(inner, resolver.in_subresource(inner)) for inner in part.subresources()]
+
+
+def _check_pattern(pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        what = f"the pattern {pattern!r} is no regular expression of Python, which jsonschema uses: {error}"
+        raise ValueError(what) from error
 
 
 def _refuse(constant: str) -> NoReturn:

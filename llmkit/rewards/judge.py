@@ -21,10 +21,10 @@ from typing import Any, Literal
 from pydantic import Field
 
 from llmkit.data.shapes import RowError
-from llmkit.errors import RecipeError, RunError, SetupError
+from llmkit.errors import RecipeError, SetupError
 from llmkit.model.sources import cache_folder
 from llmkit.rewards._judge_client import Answers, Endpoint, Message
-from llmkit.rewards.base import Reward
+from llmkit.rewards.base import Reward, ScoreError
 
 RUBRIC = """Rate how well the answer below serves the person who asked.
 
@@ -41,7 +41,13 @@ A correct, complete and clear answer deserves 10. One that is wrong, empty or be
 your rating in one or two sentences. Then write, alone on the last line, a number from 0 to 10."""
 AGAIN = "Write the number from 0 to {scale:g} alone, and nothing else."
 PLACE = re.compile(r"\{([A-Za-z_]\w*)\}")
-NUMBER = re.compile(r"(?<![\d.,-])(-?\d+(?:\.\d+)?)\s*(?:(?:/|out of)\s*(\d+(?:\.\d+)?))?\W*$")
+MARKS = re.compile(r"[*_`~\s]+")
+# One number in the whole line, and what it is a share of. A minus, a decimal comma or a percent sign makes it another.
+RATING = re.compile(
+    r"\D*(?<![\w.,\u2212\u2013-])(?P<value>\d+(?:\.\d+)?)(?: ?points?\b)?"
+    r"(?: ?\)? ?(?:/|\(?(?:out )?of(?: a possible)?\b) ?(?P<scale>\d+(?:\.\d+)?))?[^\w%+]*",
+    re.IGNORECASE,
+)
 SHOWN = 300
 """Characters of an answer that an error shows."""
 
@@ -109,19 +115,20 @@ class Judge(Reward):
 
     def score(self, completion: str, row: Mapping[str, Any]) -> float:
         """Return the rating, divided by `scale`."""
-        return self._rate(self._filled(completion, row))
+        return self._rate(self._filled(completion, row), 0)
 
     def scores(self, completions: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[float]:
-        """Return the rating of each, `workers` at once; what is the same is asked once."""
-        asked = [self._filled(completion, row) for completion, row in zip(completions, rows, strict=True)]
-        unique = list(dict.fromkeys(asked))
-        with ThreadPoolExecutor(self.workers) as pool:
-            rated = dict(zip(unique, pool.map(self._rate, unique), strict=True))
-        return [rated[text] for text in asked]
+        """Return the rating of each, `workers` at once; what is the same is asked once.
 
-    def golden(self, row: Mapping[str, Any]) -> str | None:
-        """Return the row's `answer`, if it has one."""
-        return None if row.get("answer") is None else str(row["answer"])
+        Raises ScoreError where the judge gives no rating, RunError where it can't be reached.
+        """
+        asked = [self._filled(completion, row) for completion, row in zip(completions, rows, strict=True)]
+        first: dict[str, int] = {}
+        for index, text in enumerate(asked):
+            first.setdefault(text, index)
+        with ThreadPoolExecutor(self.workers) as pool:
+            rated = dict(zip(first, pool.map(self._rate, first, first.values()), strict=True))
+        return [rated[text] for text in asked]
 
     def _key(self) -> str | None:
         if self.api_key_env is None:
@@ -142,16 +149,17 @@ class Judge(Reward):
         values = {**row, "completion": completion}
         return PLACE.sub(lambda place: _text(values[place[1]]), self.prompt)
 
-    def _rate(self, prompt: str) -> float:
+    def _rate(self, prompt: str, index: int) -> float:
         asked = [self.url, self.model, self.temperature, prompt]
         answers = Answers(cache_folder() / "judge")
         kept = answers.find(asked) if self.cache else None
         answer = self._ask(prompt) if kept is None else kept
         found = rating(answer, self.scale)
         if found is None:
-            raise RunError(
+            raise ScoreError(
                 f"the judge's answer does not end with a number from 0 to {self.scale:g}, asked twice. "
                 f"It ends with: {answer[-SHOWN:]!r}",
+                index,
                 remedy="Ask in `prompt` for a number on the last line; `scale` is the upper end of its range.",
             )
         if kept is None and self.cache:
@@ -172,15 +180,16 @@ class Judge(Reward):
 
 
 def rating(answer: str, scale: float) -> float | None:
-    """Return the number at the end of the last line (`7`, `Score: 7/10`, `**7 out of 10**`), None without one.
+    """Return the one number of the last line, which ends with it (`7`, `Score: **7**/10`, `7 points out of 10`).
 
-    None also for a number beyond 0 to `scale`, or one that is a share of something else than `scale`.
+    None where the line holds no number or several, a number beyond 0 to `scale`, or a share of something else.
     """
     lines = answer.strip().splitlines()
-    found = NUMBER.search(lines[-1]) if lines else None
-    if found is None or (found[2] is not None and float(found[2]) != scale):
+    # Marks become spaces: without them 2*3 would be 23.
+    found = RATING.fullmatch(MARKS.sub(" ", lines[-1])) if lines else None
+    if found is None or (found["scale"] is not None and float(found["scale"]) != scale):
         return None
-    value = float(found[1])
+    value = float(found["value"])
     return value if 0 <= value <= scale else None
 
 

@@ -39,6 +39,11 @@ _NUMBER = re.compile(
 _PHRASE = re.compile(
     r"\banswer(?:\s+is|\s*[:=])[\s:=*$\\(\[]*+(?:(?:about|approximately|exactly|equal to)\s+[*$]*+)?", re.IGNORECASE
 )
+# From one number of an equation to the next: a unit, operators, `=`. The number behind `=` keeps its sign.
+_STEP = re.compile(
+    r"(?:[ \t]*+(?![xX]\b)[A-Za-z]++)?(?P<operators>[-+*/×÷·\u2212xX%$\\()\[\]{} \t]*+)(?P<equals>=[ \t*(\[{]*+)?"
+)
+_OPERATORS = frozenset("-+*/×÷·\u2212xX")
 # `#### 3. Add them up` is a heading, `#### 18 dollars` an answer.
 _HEADING = re.compile(r"[.):][ \t]*+[^\s*]")
 
@@ -49,6 +54,7 @@ _LATEX = (
     (re.compile(r"\\[dt]?frac\s*+\{\s*+([^{}]+)\}\s*+\{\s*+([^{}]+)\}"), r"\1/\2"),
     (re.compile(r"(?<=[0-9])\s*+(?:\\times|\\cdot|[x×*])\s*+10\s*+(?:\^|\*\*)\s*+\{?([-+]?[0-9]{1,3})\}?"), r"e\1"),
     (re.compile(r"\^\s*+(?:\{\s*\\circ\s*\}|\\circ)"), ""),
+    (re.compile(r"\\(?:times|cdot|div)(?![A-Za-z])"), "×"),
     # Exponents are no numbers of their own, nor is what they stand on: m^2, 2^3, 2**3.
     (re.compile(r"(?<=[0-9)])\*\*(?=[0-9(])"), "^"),
     (re.compile(r"\^\s*+(?:\{[^{}]*\}|[-+]?[A-Za-z0-9.]++)"), "^"),
@@ -59,9 +65,10 @@ class Numeric(Reward):
     r"""Compare the completion's final number with the row's: GSM8K and other tasks with one number as the answer.
 
     The final number is the first of these that is there: the last number in the last `\boxed{...}`, the number behind
-    `####`, the last in `<answer>...</answer>`, the one behind "answer is" or "answer:", the last of all. Currency
-    signs, percent signs and units are passed over (50% is 50). Fractions, mixed numbers (2 1/2) and 1.5e3 are read as
-    such; 1,234 is English. Words are no numbers.
+    `####`, the last in `<answer>...</answer>`, the one behind "answer is" or "answer:", the last of all. Where a sum
+    stands behind `####` or "answer is", what it comes to counts: 9 * 2 = 18 is 18. Currency signs, percent signs and
+    units are passed over (50% is 50). Fractions, mixed numbers (2 1/2) and 1.5e3 are read as such; 1,234 is English.
+    Words are no numbers.
     """
 
     type: Literal["numeric"]
@@ -118,15 +125,37 @@ def final_number(completion: str) -> Fraction | None:
     for match in reversed(list(re.finditer(r"####\s*+[*$]*+", text))):
         number = _NUMBER.match(text, match.end())
         if number and not _HEADING.match(text, number.end()):
-            return _value(number)
+            return _stated(text, number)
     inside = tagged(text)
     if inside is not None:
         return _last(inside)
     for match in reversed(list(_PHRASE.finditer(text))):
         number = _NUMBER.match(text, match.end())
         if number:
-            return _value(number)
+            return _stated(text, number)
     return _last(text)
+
+
+def _stated(text: str, number: re.Match[str]) -> Fraction | None:
+    """Return `number`, or what the sum that starts with it comes to: the last side of the equation that is one number.
+
+    Without an operator `number` itself is what is stated: 2 hours = 120 minutes, 7 = 3 + 4.
+    """
+    result, side, place = number, None, number.end()
+    while (step := _STEP.match(text, place)) and (following := _NUMBER.match(text, step.end())):
+        # What is left of ** is bold print: powers have become ^.
+        operated = not _OPERATORS.isdisjoint(step["operators"].replace("**", ""))
+        if step["equals"]:
+            if place == number.end() and not operated:
+                break
+            result = result if side is None or operated else side
+            side = following
+        elif operated:
+            side = None
+        else:
+            break
+        place = following.end()
+    return _value(side or result)
 
 
 def _plain(text: str) -> str:

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -33,6 +34,9 @@ EVALUATING = (
 
 REFUSALS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError)
 """What scorers of the package raise on an answer that they can't read."""
+
+NAN = frozenset({"complex_arithmetic"})
+"""Tasks of reasoning_gym 0.1.25 whose scorers read `nan` as a number and give it the full score: min(1.0, nan) is 1."""
 
 Scorer = Callable[..., float]
 
@@ -85,9 +89,13 @@ class ReasoningGym(Reward):
         """Return 0..1."""
         inside = tagged(completion)
         answer = completion.strip() if inside is None else inside
+        if row["task"] in NAN and "nan" in "".join(answer.lower().split()):
+            return 0.0
         try:
             value = float(scorer(row["task"])(answer=answer, entry=row["entry"]))
         except REFUSALS:
+            return 0.0
+        if not math.isfinite(value):
             return 0.0
         return float(value >= 1.0) if self.exact else value
 

@@ -2,6 +2,7 @@
 
     rewards: [{type: reward_model, path: runs/reward}]
 
+`path` is a folder that a run has trained, so it must be there before this one starts.
 The prompt, the completion and the token that ends it are what the model was trained on, rendered by its own tokenizer.
 """
 
@@ -16,9 +17,9 @@ from pydantic import Field, PrivateAttr
 from llmkit.data import answers
 from llmkit.data.masks import end_token
 from llmkit.data.shapes import RowError, UnlearnableError
-from llmkit.errors import RunError, SetupError
+from llmkit.errors import SetupError
 from llmkit.model.scores import check_reward_folder, load_reward_model, score_sequences
-from llmkit.rewards.base import Reward
+from llmkit.rewards.base import Reward, ScoreError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,15 +66,17 @@ class RewardModel(Reward):
         self._model, self._tokenizer = load_reward_model(_located(self.path, folder), self.dtype)
 
     def scores(self, completions: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[float]:
-        """Return the model's score of each completion; raises RunError for one that is too long with its prompt."""
+        """Return the model's score of each completion; raises ScoreError for one that is too long with its prompt."""
         sequences = [
             token_ids(self._tokenizer, row, completion) for completion, row in zip(completions, rows, strict=True)
         ]
         limit = self.max_length or getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        longest = max(map(len, sequences), default=0)
+        lengths = [len(sequence) for sequence in sequences]
+        longest = max(lengths, default=0)
         if limit is not None and longest > limit:
-            raise RunError(
+            raise ScoreError(
                 f"prompt and completion have {longest} tokens, and the reward model reads {limit}",
+                lengths.index(longest),
                 remedy="Lower `training.max_completion_length`, drop long prompts, or set the reward's `max_length` "
                 "if the model can read more.",
             )
@@ -110,6 +113,11 @@ def _located(path: str, folder: Path) -> Path | str:
         return place / "model"
     if place.is_dir():
         return place
-    if path.startswith((".", "/", "~")) or path.endswith("/") or path.count("/") > 1:
-        raise SetupError(f"reward `reward_model`: no such folder: {place}")
+    is_here = Path(path).is_dir()
+    if is_here or path.startswith((".", "/", "~", "runs/")) or path.endswith("/") or path.count("/") > 1:
+        here = f" There is one in the current folder: {Path(path).resolve()}." if is_here else ""
+        raise SetupError(
+            f"reward `reward_model`: no folder {place}",
+            remedy=f"A relative path starts from the recipe's folder.{here}",
+        )
     return path

@@ -14,6 +14,9 @@ from llmkit.recipe.recipe import Recipe
 from llmkit.runs.checks import is_adapter, setting
 from llmkit.runs.reopen import Reopened
 
+ENGINES = {"use_vllm": "vLLM", "use_transformers_continuous_batching": "continuous batching"}
+"""What samples in the run where it is not `generate`, by the training field that says so."""
+
 READ_AGAIN = frozenset({"RLOOConfig"})
 """Configs whose trainer always computes the log-probabilities of what was sampled once more."""
 
@@ -28,6 +31,8 @@ class Pace:
     completions: float
     """Completions sampled and scored per step."""
     steps: int
+    engine: str | None = None
+    """What samples in the run where it is not `generate`, which is what `generate` was measured with."""
 
     @property
     def seconds(self) -> float:
@@ -45,6 +50,11 @@ def planned(recipe: Recipe, the_plan: Plan, name: str) -> Any:
     if name in recipe.training.kwargs():
         return recipe.training.kwargs()[name]
     return the_plan.get(f"training.{name}", setting(recipe, name))
+
+
+def engine_of(recipe: Recipe, the_plan: Plan) -> str | None:
+    """Return what samples in the run, by its name; None for `generate`."""
+    return next((name for field, name in ENGINES.items() if planned(recipe, the_plan, field)), None)
 
 
 def completions_per_step(recipe: Recipe, the_plan: Plan) -> float:
@@ -88,6 +98,7 @@ def pace_of(
         learn=learning * completions,
         completions=completions,
         steps=steps_of_run(recipe, the_plan, rows),
+        engine=engine_of(recipe, the_plan),
     )
 
 

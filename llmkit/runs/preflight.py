@@ -21,9 +21,10 @@ from typing import Any
 from llmkit.data.shapes import RowError, Shape
 from llmkit.data.splits import Row
 from llmkit.data.tokens import tokenize
-from llmkit.errors import DataError, RecipeError
+from llmkit.errors import DataError, RecipeError, SetupError
 from llmkit.model.generation import Continuation, sample
 from llmkit.model.loading import load_stop_ids
+from llmkit.planning.plan import Plan
 from llmkit.recipe.recipe import Recipe
 from llmkit.rewards.base import score_part, total
 from llmkit.runs.folder import captured_logs, quiet_handler
@@ -42,6 +43,9 @@ MOST = 0.5
 
 ENOUGH = 1e-9
 """Rewards that differ by less are the same: weighted sums round."""
+
+OWN = frozenset({"do_sample", "eos_token_id", "pad_token_id", "use_cache", "num_beams"})
+"""Keys of `training.generation_kwargs` that sampling sets itself, here as in the run."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,16 @@ class Silent:
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """The longest prompt that was looked at."""
+
+    where: str
+    tokens: int
+    positions: int | None
+    """Tokens that the model can read, prompt and answer together; None where its config names no limit."""
+
+
+@dataclass(frozen=True)
 class Preflight:
     """What the base model earns, prompt by prompt, and what a step takes."""
 
@@ -101,6 +115,7 @@ class Preflight:
     lengths: dict[str, int]
     """Quantiles of the answers' length, in tokens."""
     max_completion_length: int
+    longest: Prompt | None
     pace: Pace
     answers: tuple[Sampled, ...]
 
@@ -127,8 +142,8 @@ def preflight(
     """Sample `samples` answers of the base model to each of `prompts` training prompts, score them, and time a step.
 
     An answer passes with a total of `pass_at`; if unset, with what golden answers earn, or the best answer seen. `out`
-    is a JSON file to write; it is never overwritten. Raises RecipeError, DataError or SetupError before anything is
-    sampled, SetupError if a batch doesn't fit in memory, and RunError where a reward fails.
+    is a JSON file to write, and its folder is made; it is never overwritten. Raises RecipeError, DataError or
+    SetupError before anything is sampled, SetupError if a batch doesn't fit in memory, RunError where a reward fails.
     """
     require_rewards(recipe)
     if getattr(recipe.method, "tools", ()) or getattr(recipe.method, "environment", None):
@@ -141,9 +156,12 @@ def preflight(
     narrator = narrator or Narrator()
     every_row = training_rows(recipe)
     rows = spread_out(every_row, prompts)
+    if out is not None:
+        _make_folder(out.parent)
     with captured_logs(quiet_handler()):
         opened = open_model(recipe, None)
         ids = _prompt_ids(opened, rows)
+        longest = _longest(opened, rows, ids, every_row)
         narrator.say(f"{len(rows)} prompts x {samples} answers of {recipe.model.name}")
         found, generating = _sample(opened, ids, samples, narrator)
         parts, scoring = _score(recipe, rows, samples, found)
@@ -151,9 +169,11 @@ def preflight(
     answers = _answers(recipe, rows, samples, found, parts)
     level = _passing(recipe, rows, [answer.total for answer in answers]) if pass_at is None else (pass_at, "given")
     pace = pace_of(recipe, opened.plan, len(every_row), len(answers), generating, scoring, learning)
-    length = int(planned(recipe, opened.plan, "max_completion_length"))
+    length = int(sampling(recipe, opened.plan)["max_new_tokens"])
     group = int(planned(recipe, opened.plan, "num_generations"))
-    result = summarize(answers, samples, group=group, pass_at=level, max_completion_length=length, pace=pace)
+    result = summarize(
+        answers, samples, group=group, pass_at=level, max_completion_length=length, pace=pace, longest=longest
+    )
     if out is not None:
         scratch = out.with_name(f".{out.name}.tmp")
         scratch.write_text(json.dumps(result.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -200,6 +220,7 @@ def summarize(
     pass_at: tuple[float, str],
     max_completion_length: int,
     pace: Pace,
+    longest: Prompt | None = None,
 ) -> Preflight:
     """Return the figures of `answers`, of which `samples` in a row belong to one prompt; computes nothing else."""
     totals = [[a.total for a in answers[i : i + samples]] for i in range(0, len(answers), samples)]
@@ -220,6 +241,7 @@ def summarize(
         clipped=statistics.fmean(answer.clipped for answer in answers),
         lengths={f"{q:.0%}": lengths[max(math.ceil(q * len(lengths)) - 1, 0)] for q in QUANTILES},
         max_completion_length=max_completion_length,
+        longest=longest,
         pace=pace,
         answers=tuple(answers),
     )
@@ -243,7 +265,7 @@ def _passing(recipe: Recipe, rows: Sequence[Row], totals: Sequence[float]) -> tu
 
 
 def _advise(found: Preflight) -> list[str]:
-    lines = _about_signal(found)
+    lines = [*_about_signal(found), *_about_room(found)]
     if found.clipped > MUCH_CLIPPED:
         limit = found.max_completion_length
         text = f"{found.clipped:.0%} of the answers are cut off at `training.max_completion_length: {limit}`"
@@ -252,10 +274,23 @@ def _advise(found: Preflight) -> list[str]:
         else:
             text += f": their end is never rewarded. Raise it (to {2 * limit}, say) and look again"
         lines.append(f"{text}.")
-    if found.pace.score > 0.3 * found.pace.seconds:
+    # Where another engine samples, the split of a step's time is not the run's.
+    if found.pace.engine is None and found.pace.score > 0.3 * found.pace.seconds:
         share = found.pace.score / found.pace.seconds
         lines.append(f"Scoring takes {share:.0%} of a step: a faster reward is the cheapest way to a faster run.")
     return lines
+
+
+def _about_room(found: Preflight) -> list[str]:
+    """Say what training refuses: a prompt that leaves no room for the longest answer."""
+    longest, limit = found.longest, found.max_completion_length
+    if longest is None or longest.positions is None or longest.tokens + limit <= longest.positions:
+        return []
+    return [
+        f"The prompt of {longest.where} has {longest.tokens} tokens, which with `training.max_completion_length: "
+        f"{limit}` is more than the model's {longest.positions} positions: training refuses it. Lower "
+        "`max_completion_length`, or remove the row."
+    ]
 
 
 def _about_signal(found: Preflight) -> list[str]:
@@ -285,6 +320,50 @@ def _about_signal(found: Preflight) -> list[str]:
 # --- sampling and scoring --------------------------------------------------------------------------------------------
 
 
+def sampling(recipe: Recipe, the_plan: Plan) -> dict[str, Any]:
+    """Return how the run samples: limit, temperature, seed, and further settings of transformers' GenerationConfig.
+
+    `training.generation_kwargs` win over the fields of the same meaning, as in TRL. Raises RecipeError where they are
+    no object, or ask for beams.
+    """
+    names = ("top_p", "top_k", "min_p", "repetition_penalty")
+    fields = {name: planned(recipe, the_plan, name) for name in names}
+    further = _generation_kwargs(recipe, the_plan)
+    return {
+        "max_new_tokens": int(planned(recipe, the_plan, "max_completion_length")),
+        "temperature": float(planned(recipe, the_plan, "temperature")),
+        "seed": int(planned(recipe, the_plan, "seed")),
+        **{name: value for name, value in fields.items() if value is not None},
+        **{name: value for name, value in further.items() if name not in OWN},
+        # What is greedy in the run is greedy here.
+        **({"temperature": 0.0} if further.get("do_sample") is False else {}),
+    }
+
+
+def _generation_kwargs(recipe: Recipe, the_plan: Plan) -> dict[str, Any]:
+    given = planned(recipe, the_plan, "generation_kwargs") or {}
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except json.JSONDecodeError as error:
+            raise RecipeError(f"`training.generation_kwargs` is not JSON: {error}") from error
+    if not isinstance(given, dict):
+        raise RecipeError(f"`training.generation_kwargs` must be an object, not {given!r}")
+    if given.get("num_beams", 1) != 1:
+        raise RecipeError(
+            "preflight samples without beams, and `training.generation_kwargs` has `num_beams`",
+            remedy="Leave `num_beams` out to see what the model earns without them.",
+        )
+    return dict(given)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SetupError(f"the folder {folder} of --out can't be made: {error.strerror}") from error
+
+
 def _prompt_ids(opened: Reopened, rows: Sequence[Row]) -> list[list[int]]:
     """Return the tokens of each prompt, made as for training."""
     stops = load_stop_ids(opened.recipe, opened.tokenizer)
@@ -297,14 +376,20 @@ def _prompt_ids(opened: Reopened, rows: Sequence[Row]) -> list[list[int]]:
     return found
 
 
+def _longest(opened: Reopened, rows: Sequence[Row], ids: Sequence[list[int]], every_row: Sequence[Row]) -> Prompt:
+    """Return the longest prompt among those sampled and the one of all rows that has the most characters."""
+    wordy = max(every_row, key=lambda row: len(str(row.example["prompt"])))
+    pairs = [*zip(rows, ids, strict=True), (wordy, _prompt_ids(opened, [wordy])[0])]
+    row, tokens = max(pairs, key=lambda pair: len(pair[1]))
+    return Prompt(row.where, len(tokens), getattr(opened.model.config, "max_position_embeddings", None))
+
+
 def _sample(
     opened: Reopened, prompts: Sequence[list[int]], samples: int, narrator: Narrator
 ) -> tuple[list[Continuation], float]:
     """Return `samples` answers to each prompt, one prompt's after another's, and the seconds they took."""
     recipe, the_plan = opened.recipe, opened.plan
-    names = ("top_p", "top_k", "min_p", "repetition_penalty")
-    settings = {name: planned(recipe, the_plan, name) for name in names}
-    settings = {name: value for name, value in settings.items() if value is not None}
+    settings = sampling(recipe, the_plan)
     repeated = [prompt for prompt in prompts for _ in range(samples)]
     began = time.perf_counter()
     with narrator.bar("sampling", len(repeated)) as bar:
@@ -312,14 +397,10 @@ def _sample(
             opened.model,
             opened.tokenizer,
             repeated,
-            max_new_tokens=int(planned(recipe, the_plan, "max_completion_length")),
             # As many at once as the trainer samples, so that the time is the run's.
             batch_size=max(1, round(generation_batch(recipe, the_plan))),
-            temperature=float(planned(recipe, the_plan, "temperature")),
-            seed=int(planned(recipe, the_plan, "seed")),
             on_done=bar.update,
             **settings,
-            **(planned(recipe, the_plan, "generation_kwargs") or {}),
         )
     return found, time.perf_counter() - began
 

@@ -143,7 +143,8 @@ def read_prompts(path: Path) -> list[dict[str, object]]:
     if not path.is_file():
         raise DataError(f"no such file: {path}")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # Not splitlines(): JSON strings may hold U+2028 and other characters that it takes for the end of a line.
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         try:

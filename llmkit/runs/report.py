@@ -25,7 +25,8 @@ def print_result(result: RunResult, console: Console) -> None:
     """Print the tables of a finished run and the command to type next."""
     print_scores({"base": result.base, "tuned": result.tuned}, console)
     console.print(f"\nrun folder: {result.folder}", highlight=False)
-    console.print(f"next:       [bold]llmkit chat {result.folder}[/bold]", highlight=False)
+    verb = "chat" if result.answers else "eval"
+    console.print(f"next:       [bold]llmkit {verb} {result.folder}[/bold]", highlight=False)
 
 
 def print_scores(scores: dict[str, list[Score]], console: Console) -> None:
@@ -102,6 +103,8 @@ def _taken(found: Preflight) -> Iterable[tuple[str, str]]:
     pace = found.pace
     parts = f"generate {pace.generate:.1f} + score {pace.score:.1f} + learn {pace.learn:.1f}"
     yield "seconds per step", f"{pace.seconds:.1f} ({parts}; {pace.completions:g} completions)"
+    if pace.engine is not None:
+        yield "", f"measured with `generate`; the run samples with {pace.engine}"
     long = f"{pace.hours:.1f} hours" if pace.hours >= 1 else f"{60 * pace.hours:.0f} minutes"
     yield "whole run", f"{pace.steps:,} steps, {long} of training"
 

@@ -40,6 +40,8 @@ class Line:
     """What one probe scored, row by row."""
 
     probe: str
+    rows: tuple[int, ...]
+    """Index of the row of each score: a probe can't be made from every row."""
     scores: tuple[float, ...]
     reached: float
     """Share of the rows that score as much as the golden answers do on average."""
@@ -202,17 +204,19 @@ def _watched(tried: Iterable[tuple[str, Candidates]], bar: Bar) -> Iterator[tupl
 def _part(
     name: str, weight: float, tried: Iterable[tuple[str, Candidates]], scores: Scores, scorers: Sequence[_Scorer]
 ) -> Part:
-    found: dict[str, tuple[float, ...]] = {}
+    found: dict[str, dict[int, float]] = {}
     for probe, candidates in tried:
         cases = [(index, text) for index, texts in enumerate(candidates) for text in texts]
         best: dict[int, float] = {}
         for (index, _), value in zip(cases, scores(cases), strict=True):
             best[index] = max(value, best.get(index, value))
-        values = tuple(best.values())
-        if values and (probe not in found or statistics.fmean(values) > statistics.fmean(found[probe])):
-            found[probe] = values
-    level = _level(statistics.fmean(found[GOLDEN])) if GOLDEN in found else None
-    lines = tuple(Line(probe, values, _share_from(level, values)) for probe, values in found.items())
+        if best and (probe not in found or statistics.fmean(best.values()) > statistics.fmean(found[probe].values())):
+            found[probe] = best
+    level = _level(statistics.fmean(found[GOLDEN].values())) if GOLDEN in found else None
+    lines = tuple(
+        Line(probe, tuple(best), tuple(best.values()), _share_from(level, tuple(best.values())))
+        for probe, best in found.items()
+    )
     return Part(
         name,
         weight,
@@ -244,7 +248,7 @@ def _judge_total(total: Part, recipe: Recipe, rows: Sequence[Row], *, sure: bool
     silent = _no_signal(total, who, error=True)
     if silent:
         return silent
-    return [*_low_golden(golden, who, rows, error=sure), *_for_nothing(total, golden, who, error=True)]
+    return [*_low_golden(total, golden, who, rows, sure=sure), *_for_nothing(total, golden, who, error=True)]
 
 
 def _judge_part(part: Part) -> list[Flag]:
@@ -263,18 +267,24 @@ def _no_signal(part: Part, who: str, *, error: bool) -> list[Flag]:
     return [Flag(error, f"{who} gives {_number(values.pop())} to all probes{golden}: there is no signal to learn from")]
 
 
-def _low_golden(golden: Line, who: str, rows: Sequence[Row], *, error: bool) -> list[Flag]:
-    """Flag golden answers that don't all earn what the best of them does."""
+def _low_golden(total: Part, golden: Line, who: str, rows: Sequence[Row], *, sure: bool) -> list[Flag]:
+    """Flag golden answers that don't all earn what the best of them does: an error where one earns nothing at all.
+
+    Nothing at all is what the same row gives to an empty answer; scales may differ from row to row.
+    """
     best = max(golden.scores)
-    low = [index for index, value in enumerate(golden.scores) if value < _level(best)]
+    low = {row: value for row, value in zip(golden.rows, golden.scores, strict=True) if value < _level(best)}
     if golden.mean >= _level(best) or not low:
         return []
-    first = f"; the first is {rows[low[0]].where}" if len(golden.scores) == len(rows) else ""
-    text = (
-        f"golden answers score only {_number(golden.mean)} by {who}, and {_number(best)} at best: the reward or the "
-        f"rows are wrong ({len(low)} of {len(golden.scores)} rows{first})"
-    )
-    return [Flag(error, text)]
+    empty = total.line("empty")
+    nothing = dict(zip(empty.rows, empty.scores, strict=True)) if empty else {}
+    worthless = [row for row, value in low.items() if row in nothing and value <= nothing[row]]
+    named = worthless or list(low)
+    counted = f"{len(named)} of {len(golden.scores)} rows; the first is {rows[named[0]].where}"
+    text = f"golden answers score only {_number(golden.mean)} by {who}, and {_number(best)} at best: the "
+    if worthless:
+        return [Flag(sure, f"{text}reward or the rows are wrong ({counted})")]
+    return [Flag(False, f"{text}rows are scored on different scales, or some are wrong ({counted})")]
 
 
 def _for_nothing(part: Part, golden: Line, who: str, *, error: bool) -> list[Flag]:

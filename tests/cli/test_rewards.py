@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
+
+from llmkit.runs.report import print_result
+from llmkit.runs.runner import RunResult
 
 TRICKED = "def length(completion, row):\n    return min(len(completion) / 1000, 1.0)\n"
 
@@ -126,6 +130,18 @@ def test_preflight_needs_two_answers_to_compare(llmkit: Callable[..., Any], grpo
     said = llmkit("preflight", grpo, "--samples", "1")
     assert said.code == 2
     assert "Usage: " in said.err
+
+
+# --- after a run -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("answers", "verb"), [(True, "chat"), (False, "eval")])
+def test_the_next_command_is_one_that_the_model_can_do(
+    answers: bool, verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = RunResult(tmp_path, [], [], [], [], answers=answers)
+    print_result(result, Console(width=1000))
+    assert f"llmkit {verb} {tmp_path}" in capsys.readouterr().out
 
 
 # --- watching --------------------------------------------------------------------------------------------------------

@@ -268,17 +268,24 @@ def test_the_run_stops_beyond_its_bound_on_the_divergence(rl: Maker, monkeypatch
     scored(monkeypatch, letters)
     settings = ("training.beta=0.01", "training.learning_rate=0.05", "training.max_steps=20", *QUICK)
     prepared, _ = started(rl("method={type: grpo, max_kl: 0.05}", *settings))
-    with pytest.raises(RunError, match=r"the KL divergence .* beyond `method.max_kl: 0.05`"):
+    with pytest.raises(RunError, match=r"for 3 steps in a row, at step \d+: beyond `method.max_kl: 0.05`"):
         prepared.trainer.train()
-    assert logs(prepared)[-1]["kl"] > 0.05
-    assert all(entry["kl"] <= 0.05 for entry in logs(prepared)[:-1])
+    assert all(entry["kl"] > 0.05 for entry in logs(prepared)[-3:])
+
+
+def test_one_step_beyond_the_bound_is_borne(rl: Maker) -> None:
+    prepared, _ = started(rl("training.beta=0.1", "method.max_kl=5", *QUICK))
+    for kl in (6.0, 6.0, 4.9, 6.0, 6.0):
+        prepared.trainer._hold(5.0, kl, 1)
+    with pytest.raises(RunError):
+        prepared.trainer._hold(5.0, 5.1, 1)
 
 
 def test_a_divergence_that_is_no_number_is_beyond_every_bound(rl: Maker) -> None:
     prepared, _ = started(rl("training.beta=0.1", "method.max_kl=5", "training.max_steps=1", *QUICK))
     prepared.trainer.model.train()
     prepared.trainer._metrics["train"]["kl"] = [math.nan]
-    with pytest.raises(RunError, match="is not a number at step 0, beyond `method.max_kl: 5`"):
+    with pytest.raises(RunError, match="is not a number, at step 0: beyond `method.max_kl: 5`"):
         prepared.trainer.log({"loss": 0.0})
 
 

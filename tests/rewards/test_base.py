@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import numpy
 import pytest
 from pydantic import ValidationError
 
 from llmkit.data.splits import Row
 from llmkit.errors import RecipeError, RunError
-from llmkit.rewards.base import Reward, check_names, score_part, total
+from llmkit.rewards.base import Reward, ScoreError, check_names, score_part, total
 from llmkit.rewards.exact_match import ExactMatch
 
 ROWS = [Row(where=f"r.jsonl:{i}", example={"answer": str(i)}) for i in (1, 2, 3)]
@@ -76,10 +77,34 @@ def test_an_exception_of_several_completions_together_names_the_rows() -> None:
         score_part(AllOrNone(), ["a", "b", "c"], ROWS)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), None, "1.0", True, [1.0]])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), None, "1.0", 10**400, [1.0]])
 def test_what_is_no_finite_number_names_its_row(value: Any) -> None:
     with pytest.raises(RunError, match="r.jsonl:3: reward `planted` returned .*, which is no finite number"):
         score_part(Planted(returns={"a": 0.5, "bad": value}), ["a", "a", "bad"], ROWS)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    values = score_part(Planted(returns={"a": numpy.float32(0.5), "b": numpy.int64(3)}), ["a", "b"], ROWS[:2])
+    assert values == [0.5, 3.0]
+    assert [type(value) for value in values] == [float] * 2
+    with pytest.raises(RunError, match="which is no finite number"):
+        score_part(Planted(returns={"a": numpy.float32("nan")}), ["a"], ROWS[:1])
+
+
+@pytest.mark.parametrize("value", [True, numpy.bool_(False)])
+def test_true_and_false_are_refused_with_what_to_write(value: Any) -> None:
+    with pytest.raises(RunError, match=r"`planted` returned .*(True|False)_?: write `float\(\.\.\.\)`"):
+        score_part(Planted(returns={"a": value}), ["a"], ROWS[:1])
+
+
+def test_a_reward_tells_which_completion_it_can_not_score() -> None:
+    class Telling(Short):
+        def scores(self, completions: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[float]:
+            raise ScoreError("the sky fell", 1, remedy="Prop it up.")
+
+    with pytest.raises(RunError) as caught:
+        score_part(Telling(), ["a", "b", "c"], ROWS)
+    assert str(caught.value) == "r.jsonl:2: reward `short`: the sky fell\nThe completion: 'b'\nProp it up."
 
 
 def test_a_wrong_number_of_values_is_refused() -> None:

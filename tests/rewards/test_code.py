@@ -16,7 +16,7 @@ import pytest
 
 from llmkit.data.shapes import RowError
 from llmkit.data.splits import Row
-from llmkit.errors import SetupError
+from llmkit.errors import RunError, SetupError
 from llmkit.rewards import code as module
 from llmkit.rewards._sandbox import Limits, Outcome, Protection
 from llmkit.rewards.base import score_part
@@ -52,6 +52,14 @@ def test_a_list_gives_the_share_and_a_string_all_or_nothing() -> None:
         ("```py\nx = 1\n```\nor\n```Python3\nx = 2\n```", "x = 2\n"),
         ("```python\nx = 1", "x = 1"),  # cut at the token limit
         ("```bash\nls\n```", "```bash\nls\n```"),
+        # The fence that ends one block does not begin another.
+        ("```python\nx = 1\n```\nOutput:\n```\n5\n```", "x = 1\n"),
+        ("```bash\nls\n```\nthen\n```python\nx = 1\n```", "x = 1\n"),
+        ("```python\nx = 1\n```\nRun it:\n```bash\nls\n```\nDone.", "x = 1\n"),
+        ("```bash\nls\n```\n```\nx = 1\n```\n```text\n1\n```", "x = 1\n"),
+        ("```py title=a.py\r\nx = 1\r\n```\r\n```\r\n1\r\n```", "x = 1\r\n"),
+        ("- so:\n\n  ```python\n  def f():\n      return 1\n  ```\n\n- done", "def f():\n    return 1\n"),
+        ("```python\n    x = 1\n```", "x = 1\n"),
         ("", ""),
     ],
 )
@@ -64,6 +72,30 @@ def test_the_prompt_stands_before_the_code() -> None:
     row = {"prompt": "def f(x):\n    return"}
     assert asked._program(" x + 1", row) == "def f(x):\n    return x + 1"
     assert asked._program("```python\ny = 1\n```", row) == "def f(x):\n    return\ny = 1\n"
+    assert asked._program("```bash\nls\n```", row) == "def f(x):\n    return```bash\nls\n```"
+    # A function's body keeps its indentation, but for that of the list in which it stands.
+    assert asked._program("  ```\n      x + 1\n  ```", row) == "def f(x):\n    return\n    x + 1\n"
+
+
+@pytest.mark.parametrize("unit", ["```", "```\n", "``` ", " ", "```a", "```python\n", "\n ", "a"])
+def test_long_nonsense_takes_no_time(unit: str) -> None:
+    start = time.perf_counter()
+    module.last_block(unit * (100_000 // len(unit)) + "`x")
+    module.last_block("```" + unit * (100_000 // len(unit)) + "`x")
+    assert time.perf_counter() - start < 2.0
+
+
+def test_a_sandbox_that_breaks_down_names_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(program: str, tests: Sequence[str], limits: Limits, layers: frozenset[str]) -> Outcome:
+        if program == "bad":
+            raise RunError("a sandbox broke down (exit code 70)")
+        return Outcome((True,), ("",), layers)
+
+    monkeypatch.setattr(module, "run", run)
+    monkeypatch.setattr(module, "probe", lambda limits: Protection(frozenset(), ()))
+    rows = [Row(where=f"rows.jsonl:{i}", example={"tests": "pass"}) for i in range(3)]
+    with pytest.raises(RunError, match=r"(?s)rows\.jsonl:1: reward `code`: a sandbox broke down .*'bad'"):
+        score_part(reward(), ["good", "bad", "good"], rows)
 
 
 def test_an_entry_point_is_given_to_check() -> None:

@@ -97,6 +97,13 @@ def test_the_draft_is_the_schemas_own() -> None:
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
+        ({"properties": {"a": {"pattern": r"\p{L}+"}}}, r"the pattern .*p\{L\}\+' is no regular expression of Python"),
+        ({"items": {"patternProperties": {"ok": True, "(": True}}}, r"the pattern '\(' is no regular expression"),
+        # Draft 4 says nothing about the keys, so jsonschema does not look at them.
+        (
+            {"$schema": "http://json-schema.org/draft-04/schema#", "patternProperties": {"(": {}}},
+            r"the pattern '\(' is no regular expression",
+        ),
         ({"type": "objekt"}, "no valid JSON Schema: 'objekt'"),
         ({"properties": {"a": {"minimum": "1"}}}, "at properties/a/minimum"),
         ({"$schema": "https://example.org/mine"}, "knows no draft 'https://example.org/mine'"),
@@ -112,6 +119,11 @@ def test_an_unusable_schema_is_refused(tmp_path: Path, schema: dict[str, Any], m
         JsonSchema(type="json_schema", json_schema="s.json").check_setup(tmp_path)
     with pytest.raises(RowError, match=message):
         JsonSchema(type="json_schema", column="s").check_row({"s": schema})
+
+
+def test_what_is_only_called_pattern_is_no_pattern() -> None:
+    free = {"properties": {"pattern": {"enum": [{"pattern": "("}]}}, "patternProperties": {"^a": {"pattern": "^b"}}}
+    assert [made(free).score(text, {}) for text in ('{"pattern": {"pattern": "("}}', '{"ab": "c"}')] == [1.0, 0.0]
 
 
 def test_references_within_the_schema_are_found() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import threading
 import time
@@ -13,8 +14,11 @@ from typing import Any
 import pytest
 
 from llmkit.data.shapes import RowError
+from llmkit.data.splits import Row
 from llmkit.errors import RecipeError, RunError, SetupError
 from llmkit.rewards import _judge_client
+from llmkit.rewards import judge as module
+from llmkit.rewards.base import score_part
 from llmkit.rewards.judge import Judge, rating
 
 ROW = {"prompt": "What is 2 + 2?", "answer": "4"}
@@ -113,6 +117,36 @@ real_sleep = time.sleep
         ("**Rating: 10 out of 10**.", 10.0),
         ("It scores 3.", 3.0),
         ("0", 0.0),
+        ("Rating: **8**/10", 8.0),
+        ("Rating: **8/10**", 8.0),
+        ("`8` / 10", 8.0),
+        ("**8** out of **10**", 8.0),
+        ("7 of 10", 7.0),
+        ("Score: 7 Out Of 10.", 7.0),
+        ("7 points out of 10", 7.0),
+        ("7 points", 7.0),
+        ("4 out of a possible 10", 4.0),
+        ("2 (out of 10)", 2.0),
+        ("(2)/10", 2.0),
+        ("[[8]]", 8.0),
+        ("$\\boxed{8}$", 8.0),
+        ("8/10.0", 8.0),
+        ("- 8", 8.0),
+        ("8/10/10", None),
+        ("7 of 5", None),
+        ("6 on a scale of 0 to 10", None),
+        ("an 8 because it is 9", None),
+        ("Not 10, but 8", None),
+        ("3. Rating: 8", None),
+        ("2*3", None),
+        ("8,5", None),
+        ("7\u00bd", None),
+        ("7 1/2", None),
+        ("1e1", None),
+        ("\u22121", None),
+        ("7\u20138", None),
+        ("8%", None),
+        ("8+", None),
         ("10/10\nBecause it is right", None),
         ("7/5", None),  # its own scale
         ("11", None),
@@ -126,6 +160,25 @@ real_sleep = time.sleep
 )
 def test_the_rating_is_the_number_that_the_answer_ends_with(answer: str, expected: float | None) -> None:
     assert rating(answer, 10) == expected
+
+
+@pytest.mark.parametrize("unit", [" ", "*", "x", "(", "8 ", "of ", "-", "points "])
+def test_a_long_line_takes_no_time(unit: str) -> None:
+    start = time.perf_counter()
+    for text in (unit * (100_000 // len(unit)) + "x", "8" + unit * (100_000 // len(unit)) + "x"):
+        rating(text, 10)
+    assert time.perf_counter() - start < 2.0
+
+
+def test_the_example() -> None:
+    assert doctest.testmod(module).failed == 0
+
+
+def test_an_answer_without_a_rating_names_the_row(judge: Callable[..., Judge], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_judge_client.Endpoint, "ask", lambda self, messages: messages[0]["content"])
+    rows = [Row(where=f"rows.jsonl:{i}", example=ROW) for i in range(4)]
+    with pytest.raises(RunError, match=r"(?s)rows\.jsonl:2: reward `judge`: the judge's answer .*completion: 'none'"):
+        score_part(judge(prompt="{completion}"), ["7", "7", "none", "none"], rows)
 
 
 def test_the_question_and_its_rating(server: Server, judge: Callable[..., Judge]) -> None:
@@ -348,6 +401,6 @@ def test_a_row_without_a_column_of_the_prompt_is_refused(judge: Callable[..., Ju
     judge().check_row(ROW)
 
 
-def test_the_golden_answer_is_the_rows_answer(judge: Callable[..., Judge]) -> None:
-    assert judge().golden({"answer": 4}) == "4"
-    assert judge().golden({}) is None
+def test_no_answer_is_known_to_be_golden(judge: Callable[..., Judge]) -> None:
+    # An honest judge may give the row's bare answer less than the full rating.
+    assert judge().golden({"answer": 4}) is None

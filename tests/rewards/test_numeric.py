@@ -113,6 +113,29 @@ READ = [
     ("the final answer is about 8, or 9", 8),
     ("The answer is 7? No, the answer is 8, not 9.", 8),
     ("The answer is \\(8\\) 9", 8),
+    # equations behind a mark
+    ("The answer is 3 + 4 = 7.", 7),
+    ("So the answer is $9 \\times 2 = 18$.", 18),
+    ("The answer is \\(9\\times2=18\\) or 5", 18),
+    ("#### 9 * 2 = 18", 18),
+    ("#### 9 * 2 = 18 dollars\nDone in 3 steps", 18),
+    ("The answer is 16 - 3 = 13", 13),
+    ("The answer is 16-3=13.", 13),
+    ("The answer is 3 - 7 = -4, not 4", -4),
+    ("The answer is **$5 x 3 = $15**, not 9", 15),
+    ("The answer is (3 + 4) * 2 = 14, not 9", 14),
+    ("The answer is 3 apples + 4 pears = 7 fruits of 9", 7),
+    ("The answer is 10 + 5 + 3 = 15 + 3 = 18, not 9", 18),
+    ("The answer is 3 + 4 = 7 = 2 + 5", 7),
+    ("The answer is 7 = 3 + 4", 7),
+    ("The answer is 2 hours = 120 minutes", 2),
+    ("The answer is 50% = 0.5", 50),
+    ("The answer is **36** (2 * 9 = 18, twice)", 36),
+    ("The answer is 8 because 3 + 4 = 7", 8),
+    ("The answer is 8. 3 + 4 = 7", 8),
+    ("The answer is 8, as 3 + 4 = 7", 8),
+    ("The answer is 3 + y = 7", 3),
+    ("The answer is 8\n3 + 4 = 7", 8),
     ("The answer is easy to find: 3 and 5 make 8", 8),
 ]
 
@@ -182,9 +205,29 @@ def test_all_of_gsm8k() -> None:
 
 @pytest.mark.parametrize(
     "unit",
-    ["1", "1 ", "1,", "1,111", "\\boxed{", "{", "<answer>", "####", "#### 1. x\n", "answer is ", "1/", "^{", "$", " "],
+    [
+        "1",
+        "1 ",
+        "1,",
+        "1,111",
+        "\\boxed{",
+        "{",
+        "<answer>",
+        "####",
+        "#### 1. x\n",
+        "answer is ",
+        "answer is 1",
+        "1 + ",
+        "1 = ",
+        "1+1=",
+        "1/",
+        "^{",
+        "$",
+        " ",
+    ],
 )
 def test_long_nonsense_takes_no_time(unit: str) -> None:
     start = time.perf_counter()
     final_number(unit * (100_000 // len(unit)) + "x")
+    final_number("answer is 1" + unit * (100_000 // len(unit)) + "!")
     assert time.perf_counter() - start < 2.0

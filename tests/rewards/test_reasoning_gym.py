@@ -68,6 +68,19 @@ def test_what_a_scorer_can_not_read_scores_zero() -> None:
     assert ReasoningGym(type="reasoning_gym").score("two threes", made) == 0.0
 
 
+@pytest.mark.parametrize("answer", ["nan", " N a N ", "-nan", "nani", "1 + nani", "(nan)"])
+def test_no_number_is_not_the_right_number(answer: str) -> None:
+    made = row("complex_arithmetic")
+    reward = ReasoningGym(type="reasoning_gym")
+    assert reward.score(f"<answer>{answer}</answer>", made) == 0.0
+    assert reward.score(made["answer"], made) == 1.0
+
+
+def test_no_finite_score_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reasoning_gym, "scorer", lambda task: lambda answer, entry: math.nan)
+    assert ReasoningGym(type="reasoning_gym").score("1", {"task": "gcd", "entry": {}}) == 0.0
+
+
 def test_partial_credit_and_exact() -> None:
     made = row("chain_sum")
     text = f"It is {made['answer']}"

@@ -115,12 +115,17 @@ def refusal(path: Path | str, folder: Path) -> str:
 
 
 def test_what_gives_no_score_is_refused_before_anything_is_loaded(
-    trained: Prepared, tiny_folder: Path, tmp_path: Path
+    trained: Prepared, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     RewardModel(type="reward_model", path="runs/reward").check_setup(tmp_path)
     RewardModel(type="reward_model", path="someone/reward-model").check_setup(tmp_path)
     assert "is no reward model, but LlamaForCausalLM: it gives no scores" in refusal(tiny_folder, tmp_path)
-    assert "no such folder" in refusal("./runs/rewrad", tmp_path)
+    for wrong in ("./runs/rewrad", "runs/rewrad", "../reward"):
+        assert "recipe's folder" in refusal(wrong, tmp_path)
+    assert f"no folder {tmp_path / 'runs' / 'rewrad'}" in refusal("runs/rewrad", tmp_path)
+    (tmp_path / "there" / "models" / "reward").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "there")
+    assert f"current folder: {tmp_path / 'there' / 'models' / 'reward'}" in refusal("models/reward", tmp_path)
     assert "neither a config.json nor an adapter_config.json" in refusal(tmp_path, tmp_path)
     model = tmp_path / "runs" / "reward" / "model"
     config = json.loads((model / "adapter_config.json").read_text(encoding="utf-8"))

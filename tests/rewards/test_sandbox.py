@@ -288,6 +288,9 @@ pids = (os.getppid(), {os.getpid()}, -1, 0, 1)
         "assert not any(tried(os.killpg, abs(pid), signal.SIGKILL) for pid in pids)",
         f"assert not tried(resource.prlimit, {os.getpid()}, resource.RLIMIT_NOFILE, (1, 1))",
         "r, w = os.pipe()\nassert not tried(fcntl.fcntl, r, fcntl.F_SETOWN, pids[0])",
+        "import socket, struct\none, other = socket.socketpair()\n"
+        "for request in (0x8901, 0x8902):\n"
+        "    assert not tried(fcntl.ioctl, one, request, struct.pack('i', os.getpid()))",
         "assert not tried(os.setpriority, os.PRIO_PROCESS, pids[1], 19)",
         "assert ctypes.CDLL(None).unshare(0x10000000) == -1",
         "assert not tried(subprocess.run, ['/bin/true'])",
@@ -378,6 +381,22 @@ def test_a_program_is_read_as_it_stands(layers: frozenset[str]) -> None:
 def test_a_layer_that_is_gone_is_an_error_and_no_score() -> None:
     with pytest.raises(RunError, match=r"(?s)broke down.*\['moat'\]"):
         run("", ["pass"], LIMITS, ["moat"])
+
+
+def test_namespaces_that_break_half_way_are_done_without(boxes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # AppArmor on Ubuntu 23.10 and later: the namespaces are made, and then uid_map can't be written.
+    start = "    uid, gid = os.geteuid(), os.getegid()\n"
+    text = _sandbox.CHILD.read_text(encoding="utf-8")
+    assert text.count(start) == 1
+    child = boxes / "child.py"
+    child.write_text(text.replace(start, f"{start}    raise PermissionError(13, 'uid_map')\n"), encoding="utf-8")
+    monkeypatch.setattr(_sandbox, "CHILD", child)
+    outcome = run("", ["pass"], LIMITS)
+    assert passes(outcome)
+    assert outcome.layers == probe(Limits()).layers - {"namespaces", "mounts"}
+    # No layer that has been promised is left out.
+    with pytest.raises(RunError, match="uid_map"):
+        run("", ["pass"], LIMITS, ["namespaces"])
 
 
 def test_the_probe_finds_what_is_open() -> None:

@@ -11,12 +11,23 @@ from typing import Any
 
 import pytest
 
-from llmkit.errors import DataError, RecipeError
+from llmkit.errors import DataError, RecipeError, SetupError
 from llmkit.model.generation import Continuation
+from llmkit.planning.plan import Decision, Plan
 from llmkit.recipe.recipe import Recipe
-from llmkit.runs import pace
+from llmkit.runs import pace, report
 from llmkit.runs.pace import Pace, completions_per_step, generation_batch, steps_of_run
-from llmkit.runs.preflight import Preflight, Sampled, Silent, pass_at_k, preflight, silent_groups, summarize
+from llmkit.runs.preflight import (
+    Preflight,
+    Prompt,
+    Sampled,
+    Silent,
+    pass_at_k,
+    preflight,
+    sampling,
+    silent_groups,
+    summarize,
+)
 from llmkit.runs.prepare import plan
 
 BATCH = ("training.per_device_train_batch_size=4", "training.gradient_accumulation_steps=2")
@@ -187,6 +198,76 @@ def test_nothing_is_loaded_where_it_cannot_work(
         preflight(made, prompts=2)
 
 
+@pytest.mark.parametrize(
+    ("given", "changed"),
+    [
+        ("{top_p: 0.9, temperature: 0.5}", {"top_p": 0.9, "temperature": 0.5}),
+        ("{max_new_tokens: 3, seed: 9, no_repeat_ngram_size: 2}", {"max_new_tokens": 3, "seed": 9}),
+        ("'{\"top_k\": 5}'", {"top_k": 5}),
+        ("{eos_token_id: 1, pad_token_id: 0, do_sample: true, use_cache: false, num_beams: 1}", {}),
+        ("{do_sample: false}", {"temperature": 0.0}),
+    ],
+)
+def test_generation_kwargs_win_as_they_do_in_trl(
+    rewarded: Callable[..., Recipe], given: str, changed: dict[str, Any]
+) -> None:
+    plain, made = rewarded("training.top_p=0.7"), rewarded("training.top_p=0.7", f"training.generation_kwargs={given}")
+    further = {"no_repeat_ngram_size": 2} if "ngram" in given else {}
+    assert sampling(made, plan(made)) == {**sampling(plain, plan(plain)), **changed, **further}
+
+
+def test_generation_kwargs_reach_a_real_model(rewarded: Callable[..., Recipe]) -> None:
+    made = rewarded("training.generation_kwargs={top_p: 0.9, temperature: 0.7, max_new_tokens: 3, eos_token_id: 1}")
+    found = preflight(made, prompts=2, samples=2)
+    assert max(answer.tokens for answer in found.answers) <= found.max_completion_length == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [("'{top'", "is not JSON"), ("'[1]'", "must be an object"), ("{num_beams: 2}", "without beams")]
+)
+def test_generation_kwargs_that_make_no_sense_are_refused(
+    rewarded: Callable[..., Recipe], given: str, said: str
+) -> None:
+    made = rewarded(f"training.generation_kwargs={given}")
+    with pytest.raises(RecipeError, match=said):
+        sampling(made, plan(made))
+
+
+def test_the_folder_of_the_figures_is_made_before_anything_is_sampled(
+    rewarded: Callable[..., Recipe], scripted: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    scripted([1, 2], 2)
+    out = tmp_path / "figures" / "new" / "pre.json"
+    preflight(rewarded(), prompts=2, samples=2, out=out)
+    assert json.loads(out.read_text(encoding="utf-8"))["prompts"] == 2
+
+    def loaded(*_: Any) -> Any:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("llmkit.runs.preflight.open_model", loaded)
+    with pytest.raises(SetupError, match=r"pre\.json of --out can't be made"):
+        preflight(rewarded(), prompts=2, samples=2, out=out / "more.json")
+
+
+def test_a_prompt_without_room_for_an_answer_is_said(
+    rewarded: Callable[..., Recipe], scripted: Callable[..., None], tmp_path: Path
+) -> None:
+    made = rewarded()
+    scripted([1], 2)
+    assert "positions" not in "".join(preflight(made, prompts=1, samples=2).advice)
+    rows = (tmp_path / "sums.jsonl").read_text(encoding="utf-8")
+    (tmp_path / "sums.jsonl").write_text(
+        rows + json.dumps({"prompt": "what is " + "2 plus " * 300 + "2?", "answer": "602"}) + "\n", encoding="utf-8"
+    )
+    # Only the first row is sampled; training would refuse the last one.
+    found = preflight(made, prompts=1, samples=2)
+    assert found.longest is not None
+    assert (found.longest.where, found.longest.positions) == ("sums.jsonl:13", 256)
+    assert found.longest.tokens > 256
+    said = f"has {found.longest.tokens} tokens, which with `training.max_completion_length: 8` is more than the model's"
+    assert any(said in line and "256 positions: training refuses it" in line for line in found.advice)
+
+
 # --- advice ----------------------------------------------------------------------------------------------------------
 
 
@@ -241,6 +322,37 @@ def test_clipped_answers_and_slow_rewards_are_called_out() -> None:
     assert "Raise it (to 128, say)" in said
     assert "hardly any ends by itself" in advised([1, 2, 3, 0], clipped=16)
     assert "Scoring takes 50% of a step" in advised([1, 2, 3, 0], score=9.0)
+
+
+@pytest.mark.parametrize(("tokens", "positions", "said"), [(192, 256, False), (193, 256, True), (999, None, False)])
+def test_the_longest_answer_must_fit_behind_the_longest_prompt(tokens: int, positions: int | None, said: bool) -> None:
+    answers = [Sampled("", "", "", 9, False, v, {}) for v in (0.0, 1.0)]
+    timed = Pace(1, 0, 1, completions=2, steps=1)
+    longest = Prompt("rows.jsonl:3", tokens, positions)
+    found = summarize(
+        answers, 2, group=2, pass_at=(1.0, "given"), max_completion_length=64, pace=timed, longest=longest
+    )
+    assert any("The prompt of rows.jsonl:3 has 193 tokens" in line for line in found.advice) == said
+
+
+@pytest.mark.parametrize(
+    ("field", "name"),
+    [("use_vllm", "vLLM"), ("use_transformers_continuous_batching", "continuous batching"), ("bf16", None)],
+)
+def test_another_engine_than_the_one_measured_is_said(
+    rewarded: Callable[..., Recipe], field: str, name: str | None
+) -> None:
+    made = rewarded("training.max_steps=2")
+    planned = plan(made)
+    others = tuple(d for d in planned.decisions if d.key != f"training.{field}")
+    the_plan = Plan(planned.hardware, planned.size, (*others, Decision(f"training.{field}", True, "a planted one")))
+    timed = pace.pace_of(made, the_plan, rows=12, answers=8, generating=8.0, scoring=8.0, learning=0.1)
+    assert timed.engine == name
+    answers = [Sampled("", "", "", 9, False, v, {}) for v in (0.0, 1.0)]
+    found = summarize(answers, 2, group=2, pass_at=(1.0, "given"), max_completion_length=64, pace=timed)
+    printed = [value for _, value in report._taken(found)]
+    assert (f"measured with `generate`; the run samples with {name}" in printed) == (name is not None)
+    assert any("Scoring takes" in line for line in found.advice) == (name is None)
 
 
 # --- the run's numbers -----------------------------------------------------------------------------------------------

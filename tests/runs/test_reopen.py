@@ -12,7 +12,7 @@ from llmkit.errors import DataError, RecipeError, SetupError
 from llmkit.recipe.recipe import Recipe
 from llmkit.runs.answering import answer_file, chat
 from llmkit.runs.progress import Narrator
-from llmkit.runs.reopen import evaluate, export
+from llmkit.runs.reopen import evaluate, export, read_prompts
 from llmkit.runs.runner import RunResult, run
 
 Maker = Callable[..., Recipe]
@@ -83,6 +83,14 @@ def test_a_broken_prompt_names_its_line(finished: RunResult, tmp_path: Path) -> 
             seed=0,
             narrator=Narrator(),
         )
+
+
+def test_a_line_ends_only_where_json_lines_end(tmp_path: Path) -> None:
+    text = "one\u2028two\u2029three\u0085four"
+    rows = [{"prompt": text}, {"prompt": "b"}]
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_bytes("\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode())
+    assert read_prompts(prompts) == rows
 
 
 def test_a_conversation_is_kept_until_cleared(

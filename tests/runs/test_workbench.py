@@ -93,7 +93,7 @@ def test_an_honest_reward_has_no_flag(rewarded: Callable[..., Recipe]) -> None:
     golden = found.total.line("golden")
     assert golden is not None
     assert (golden.reached, golden.spread, len(golden.scores)) == (1.0, 0.0, 24)
-    line = Line("x", (0.0, 0.0, 3.0, 3.0), 0.5)
+    line = Line("x", (0, 1, 2, 3), (0.0, 0.0, 3.0, 3.0), 0.5)
     assert (line.mean, line.spread) == (1.5, 1.5)
 
 
@@ -202,6 +202,25 @@ def test_golden_answers_that_score_low_name_the_first_row(rewarded: Callable[...
     mean = f"{(24 - low) / 24:.3g}"
     assert f"golden answers score only {mean} by `own`, and 1 at best: the reward or the rows are wrong" in text
     assert f"({low} of 24 rows; the first is sums.jsonl:1)" in text
+
+
+def test_scales_that_differ_by_row_are_a_warning(rewarded: Callable[..., Recipe]) -> None:
+    # Every golden answer earns more than nothing does, and those of some rows a tenth of the others'.
+    scaled = Own(
+        call=lambda c, r: exact().score(c, r) * (10 if int(r["answer"]) > 9 else 1), told=lambda r: r["answer"]
+    )
+    found = try_rewards(rewarded(scaled))
+    low = sum(i + i % 5 <= 9 for i in range(24))
+    assert found.passed
+    (flag,) = found.flags
+    assert f"scored on different scales, or some are wrong ({low} of 24 rows; the first is sums.jsonl:1)" in flag.text
+    # Only the rows whose golden answer earns no more than an empty one are wrong.
+    planted = Own(
+        call=lambda c, r: (r["answer"] != "12") * scaled.call(c, r),  # 11 + 1 alone
+        told=lambda r: r["answer"],
+    )
+    (text,) = errors(try_rewards(rewarded(planted)))
+    assert "the reward or the rows are wrong (1 of 24 rows; the first is sums.jsonl:12)" in text
 
 
 def test_golden_answers_that_score_least_are_an_error(rewarded: Callable[..., Recipe]) -> None:
