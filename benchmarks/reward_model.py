@@ -18,7 +18,7 @@ def main() -> None:
         "data.train=[{path: made:units, format: prompt, split: train}]",
         "data.eval=[{path: made:units, format: prompt, split: test, max_rows: 32}]",
         f"rewards=[{{type: reward_model, path: {judge['folder']}}}]",
-        "training.max_steps=30",
+        "training.max_steps=16",
         "training.max_completion_length=16",
         "evaluation=[{type: reward, max_new_tokens: 16}]",
         name="grpo-reward-model",

@@ -104,7 +104,7 @@ def signal(pid: int) -> None:
 
 
 def own(pid: int, request: int) -> None:
-    """Have the signals of a socket sent to another process, with FIOSETOWN or SIOCSPGRP."""
+    """Have the signals of a socket go to another process, by FIOSETOWN or SIOCSPGRP; none is sent, it would kill."""
     import fcntl
     import socket
     import struct

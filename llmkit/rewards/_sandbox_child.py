@@ -25,18 +25,14 @@ if TYPE_CHECKING:
 
 LINUX = sys.platform == "linux"
 KILL = 9  # POSIX; the module `signal` takes longer to import than everything else here
-REPORT_BYTES = 1 << 20
-START_SECONDS = 60.0
-LEFTOVER_SECONDS = 10.0
-NOBODY = 65534
-OWN_UID = 0x70000000
+REPORT_BYTES, START_SECONDS, LEFTOVER_SECONDS = 1 << 20, 60.0, 10.0
+NOBODY, OWN_UID = 65534, 0x70000000
 
 # unshare(2)
 NEW_NAMESPACES = 0x00020000 | 0x20000000 | 0x40000000 | 0x08000000 | 0x04000000  # mount, pid, net, ipc, uts
 NEW_USER = 0x10000000
 # mount(2), mount_setattr(2)
-PRIVATE = (1 << 18) | 0x4000
-NOSUID_NODEV_NOEXEC = 2 | 4 | 8
+PRIVATE, NOSUID_NODEV_NOEXEC = (1 << 18) | 0x4000, 2 | 4 | 8
 MOUNT_SETATTR, AT_RECURSIVE, AT_FDCWD = 442, 0x8000, -100
 # prctl(2)
 PDEATHSIG, SECCOMP, SUBREAPER, NO_NEW_PRIVS = 1, 22, 36, 38
@@ -76,11 +72,9 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
 REFUSED_ARGUMENTS: tuple[tuple[tuple[int, int], int, str, int], ...] = (
     ((302, 261), 0, "is not", 0),  # prlimit64 of another process
     ((56, 220), 0, "has", NEW_NAMESPACES | NEW_USER | 0x02000000),  # clone into new namespaces
-    ((72, 25), 1, "is", 8),  # fcntl F_SETOWN, F_SETSIG, F_SETOWN_EX: signals by way of a file
-    ((72, 25), 1, "is", 10),
-    ((72, 25), 1, "is", 15),
-    ((16, 29), 1, "is", 0x8901),  # ioctl FIOSETOWN, SIOCSPGRP: the same, of a socket
-    ((16, 29), 1, "is", 0x8902),
+    # fcntl F_SETOWN, F_SETSIG, F_SETOWN_EX and ioctl FIOSETOWN, SIOCSPGRP: signals by way of a file or a socket
+    *(((72, 25), 1, "is", command) for command in (8, 10, 15)),
+    *(((16, 29), 1, "is", command) for command in (0x8901, 0x8902)),
 )
 CLONE3 = 435  # its flags are out of a filter's reach; libc falls back to clone where it does not exist
 EPERM, ENOSYS = 1, 38
@@ -129,13 +123,10 @@ def can_make_namespaces() -> bool:
     """Try it in a fork: half of it can't be undone, where AppArmor grants namespaces without rights (Ubuntu 23.10)."""
     pid = os.fork()
     if pid == 0:
-        made = False
         try:
-            made = make_namespaces()
-        except OSError:
-            pass
+            os._exit(0 if make_namespaces() else 1)
         finally:
-            os._exit(0 if made else 1)
+            os._exit(1)
     return os.waitpid(pid, 0)[1] == 0
 
 

@@ -2,7 +2,7 @@
 
     rewards: [{type: judge, url: http://localhost:8000/v1, model: Qwen/Qwen2.5-7B-Instruct}]
 
-The number is what the judge's answer ends with, divided by `scale`.
+The rating is the one number on the last line of the judge's answer, divided by `scale`.
 
 >>> rating("Clear and right, but long.\\n\\n**Score: 7/10**", scale=10)
 7.0
@@ -157,10 +157,10 @@ class Judge(Reward):
         found = rating(answer, self.scale)
         if found is None:
             raise ScoreError(
-                f"the judge's answer does not end with a number from 0 to {self.scale:g}, asked twice. "
-                f"It ends with: {answer[-SHOWN:]!r}",
+                f"the judge's last line does not hold one number from 0 to {self.scale:g}, asked twice. "
+                f"The answer ends with: {answer[-SHOWN:]!r}",
                 index,
-                remedy="Ask in `prompt` for a number on the last line; `scale` is the upper end of its range.",
+                remedy="Ask in `prompt` for a number alone on the last line; `scale` is the upper end of its range.",
             )
         if kept is None and self.cache:
             answers.keep(asked, answer)

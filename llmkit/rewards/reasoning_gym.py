@@ -32,6 +32,9 @@ EVALUATING = (
 )
 """Tasks of reasoning_gym 0.1.25 whose scorers pass the answer to Python's `eval`, some of them through sympy."""
 
+UNDISCERNING = frozenset({"game_of_life_halting"})
+"""Tasks of reasoning_gym 0.1.25 whose scorers give any text the full score: bool("False") is True."""
+
 REFUSALS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError)
 """What scorers of the package raise on an answer that they can't read."""
 
@@ -46,7 +49,8 @@ class ReasoningGym(Reward):
 
     The answer is what the last `<answer>...</answer>` holds, else the whole completion. Some scorers raise on answers
     that they can't read (`prime_factorization` on words): these score 0. That a scorer works on the row at all is
-    checked before, on the row's own answer. Tasks whose scorers would run the model's answer as code are refused.
+    checked before, on the row's own answer. Refused are tasks whose scorers would run the model's answer as code, or
+    accept any answer.
     """
 
     type: Literal["reasoning_gym"]
@@ -69,6 +73,8 @@ class ReasoningGym(Reward):
             )
         if task in EVALUATING:
             raise RowError(f"the scorer of {task!r} runs the model's answer as Python code; choose another task")
+        if task in UNDISCERNING:
+            raise RowError(f"the scorer of {task!r} gives any answer its full score; choose another task")
         try:
             value = scorer(task)(answer=entry.get("answer"), entry=entry)
         except (*REFUSALS, AssertionError) as error:

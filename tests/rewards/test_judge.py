@@ -177,7 +177,9 @@ def test_the_example() -> None:
 def test_an_answer_without_a_rating_names_the_row(judge: Callable[..., Judge], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_judge_client.Endpoint, "ask", lambda self, messages: messages[0]["content"])
     rows = [Row(where=f"rows.jsonl:{i}", example=ROW) for i in range(4)]
-    with pytest.raises(RunError, match=r"(?s)rows\.jsonl:2: reward `judge`: the judge's answer .*completion: 'none'"):
+    with pytest.raises(
+        RunError, match=r"(?s)rows\.jsonl:2: reward `judge`: the judge's last line .*completion: 'none'"
+    ):
         score_part(judge(prompt="{completion}"), ["7", "7", "none", "none"], rows)
 
 
@@ -311,7 +313,7 @@ def test_no_number_is_an_error_and_no_zero(
     server: Server, judge: Callable[..., Judge], answer: str | None, shown: str
 ) -> None:
     server.plan = [says(answer)]
-    with pytest.raises(RunError, match=f"does not end with a number from 0 to 10, asked twice.*{shown}"):
+    with pytest.raises(RunError, match=f"does not hold one number from 0 to 10, asked twice.*{shown}"):
         judge().score("a", ROW)
     assert len(server.asked) == 2
     with pytest.raises(RunError):  # it is not kept

@@ -130,6 +130,13 @@ def test_tasks_that_run_the_answer_as_code_are_refused(task: str) -> None:
         ReasoningGym(type="reasoning_gym").check_row({"task": task, "entry": {"answer": "1"}})
 
 
+def test_a_task_that_accepts_any_answer_is_refused() -> None:
+    made = row("game_of_life_halting")
+    assert reasoning_gym.scorer("game_of_life_halting")(answer="perhaps", entry=made["entry"]) == 1.0
+    with pytest.raises(RowError, match="gives any answer its full score"):
+        ReasoningGym(type="reasoning_gym").check_row(made)
+
+
 def test_no_other_scorer_of_the_package_runs_the_answer() -> None:
     found = set()
     for file in Path(rg.__file__).parent.rglob("*.py"):

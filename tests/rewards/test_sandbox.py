@@ -442,7 +442,7 @@ def test_it_holds_for_an_ordinary_user() -> None:
         expected = {
             ("landlock", "seccomp"): set(),
             ("namespaces", "mounts"): {"read your files"},
-            ("landlock",): {"reach the network", files},
+            ("landlock",): {"reach the network", files, "signal other processes"},
             ("seccomp",): {files, "read your files"},
             (): {"reach the network", files, "read your files", "signal other processes"},
         }
