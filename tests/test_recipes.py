@@ -105,9 +105,14 @@ def test_one_step_of_every_other_method(name: str, tiny_folder: Path, tmp_path: 
     from llmkit.runs.runner import run
 
     rows = tmp_path / "rows.jsonl"
-    row = '{{"prompt": "q {0}", "completion": "a {0}", "label": {1}, "question": "q {0}", "answer": "{0}"}}\n'
-    rows.write_text("".join(row.format(i, str(i % 2 == 0).lower()) for i in range(12)), encoding="utf-8")
     path = next(p for p in RECIPES if p.stem == name)
+    judged = load_recipe(path).method.type == "kto"
+    row = (
+        '{{"prompt": "q {0}", "completion": "a {0}", "label": {1}}}\n'
+        if judged
+        else '{{"question": "{0}", "answer": "{0}"}}\n'
+    )
+    rows.write_text("".join(row.format(i, str(i % 2 == 0).lower()) for i in range(12)), encoding="utf-8")
     source = OTHERS[name].replace("FILE", str(rows))
     changes = [f"model.name={tiny_folder}", f"data.train={source}", *_small(path)]
     if load_recipe(path).method.needs_rewards:

@@ -13,16 +13,17 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from llmkit.data.shapes import RowError
 from llmkit.errors import RunError, SetupError
-from llmkit.rewards._sandbox import Limits, Protection, probe, run
 from llmkit.rewards.base import Reward, ScoreError
+
+if TYPE_CHECKING:
+    from llmkit.rewards._sandbox import Limits, Protection
 
 # A block that the token limit cut off ends with the text. Possessive quantifiers keep this linear.
 FENCE = re.compile(
@@ -116,6 +117,8 @@ class Code(Reward):
 
     def scores(self, completions: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[float]:
         """Return the share of tests passed for each, `workers` at once; raises ScoreError where a sandbox failed."""
+        from concurrent.futures import ThreadPoolExecutor
+
         with ThreadPoolExecutor(self.workers or min(4, os.cpu_count() or 1)) as pool:
             return list(pool.map(self._share, completions, rows, range(len(completions))))
 
@@ -125,6 +128,8 @@ class Code(Reward):
         return next((row[column] for column in columns if isinstance(row.get(column), str)), None)
 
     def _share(self, completion: str, row: Mapping[str, Any], index: int) -> float:
+        from llmkit.rewards._sandbox import run
+
         layers = self._protection().layers
         try:
             passed = run(self._program(completion, row), self._tests(row), self._limits(), layers).passed
@@ -133,9 +138,13 @@ class Code(Reward):
         return sum(passed) / len(passed)
 
     def _limits(self) -> Limits:
+        from llmkit.rewards._sandbox import Limits
+
         return Limits(self.timeout, self.memory_mb, self.disk_mb, self.processes)
 
     def _protection(self) -> Protection:
+        from llmkit.rewards._sandbox import Limits, probe
+
         # Probed with little: the limits that are set are not what a machine can or can't do.
         return probe(Limits())
 

@@ -12,19 +12,19 @@ from __future__ import annotations
 
 import os
 import re
-import urllib.parse
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from llmkit.data.shapes import RowError
 from llmkit.errors import RecipeError, SetupError
 from llmkit.model.sources import cache_folder
-from llmkit.rewards._judge_client import Answers, Endpoint, Message
 from llmkit.rewards.base import Reward, ScoreError
+
+if TYPE_CHECKING:
+    from llmkit.rewards._judge_client import Message
 
 RUBRIC = """Rate how well the answer below serves the person who asked.
 
@@ -90,8 +90,10 @@ class Judge(Reward):
 
     def check_setup(self, folder: Path) -> None:
         """Raise RecipeError for a `url` or `prompt` that can't work, SetupError if the key is not set."""
+        from urllib.parse import urlsplit
+
         try:
-            parts = urllib.parse.urlsplit(self.url)
+            parts = urlsplit(self.url)
             is_address = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
         except ValueError:  # a port that is no number, a bracket that stays open
             is_address = False
@@ -122,6 +124,8 @@ class Judge(Reward):
 
         Raises ScoreError where the judge gives no rating, RunError where it can't be reached.
         """
+        from concurrent.futures import ThreadPoolExecutor
+
         asked = [self._filled(completion, row) for completion, row in zip(completions, rows, strict=True)]
         first: dict[str, int] = {}
         for index, text in enumerate(asked):
@@ -150,6 +154,8 @@ class Judge(Reward):
         return PLACE.sub(lambda place: _text(values[place[1]]), self.prompt)
 
     def _rate(self, prompt: str, index: int) -> float:
+        from llmkit.rewards._judge_client import Answers
+
         asked = [self.url, self.model, self.temperature, prompt]
         answers = Answers(cache_folder() / "judge")
         kept = answers.find(asked) if self.cache else None
@@ -168,6 +174,8 @@ class Judge(Reward):
 
     def _ask(self, prompt: str) -> str:
         """Return the judge's answer; without a rating in it, what it says when asked again."""
+        from llmkit.rewards._judge_client import Endpoint
+
         endpoint = Endpoint(self.url, self.model, self.temperature, self.timeout, self.retries, self._key())
         talk: list[Message] = [{"role": "user", "content": prompt}]
         answer = endpoint.ask(talk)

@@ -17,6 +17,7 @@ import pytest
 from llmkit.data.shapes import RowError
 from llmkit.data.splits import Row
 from llmkit.errors import RunError, SetupError
+from llmkit.rewards import _sandbox
 from llmkit.rewards import code as module
 from llmkit.rewards._sandbox import Limits, Outcome, Protection
 from llmkit.rewards.base import score_part
@@ -91,8 +92,8 @@ def test_a_sandbox_that_breaks_down_names_the_row(monkeypatch: pytest.MonkeyPatc
             raise RunError("a sandbox broke down (exit code 70)")
         return Outcome((True,), ("",), layers)
 
-    monkeypatch.setattr(module, "run", run)
-    monkeypatch.setattr(module, "probe", lambda limits: Protection(frozenset(), ()))
+    monkeypatch.setattr(_sandbox, "run", run)
+    monkeypatch.setattr(_sandbox, "probe", lambda limits: Protection(frozenset(), ()))
     rows = [Row(where=f"rows.jsonl:{i}", example={"tests": "pass"}) for i in range(3)]
     with pytest.raises(RunError, match=r"(?s)rows\.jsonl:1: reward `code`: a sandbox broke down .*'bad'"):
         score_part(reward(), ["good", "bad", "good"], rows)
@@ -156,8 +157,8 @@ def test_workers_are_bounded_and_the_order_kept(monkeypatch: pytest.MonkeyPatch)
             running[0] -= 1
         return Outcome((program == "good",), ("",), layers)
 
-    monkeypatch.setattr(module, "run", run)
-    monkeypatch.setattr(module, "probe", lambda limits: Protection(frozenset(), ()))
+    monkeypatch.setattr(_sandbox, "run", run)
+    monkeypatch.setattr(_sandbox, "probe", lambda limits: Protection(frozenset(), ()))
     completions = ["good", "bad", "good"] * 5
     assert reward(workers=3).scores(completions, [{"tests": "pass"}] * 15) == [1.0, 0.0, 1.0] * 5
     assert highest == [3]
@@ -170,15 +171,15 @@ def test_the_limits_of_the_recipe_reach_the_sandbox(monkeypatch: pytest.MonkeyPa
         seen.append((limits, layers))
         return Outcome((True,), ("",), layers)
 
-    monkeypatch.setattr(module, "run", run)
-    monkeypatch.setattr(module, "probe", lambda limits: Protection(frozenset({"landlock"}), ()))
+    monkeypatch.setattr(_sandbox, "run", run)
+    monkeypatch.setattr(_sandbox, "probe", lambda limits: Protection(frozenset({"landlock"}), ()))
     reward(timeout=3, memory_mb=100, disk_mb=2, processes=5).score("", {"tests": "pass"})
     assert seen == [(Limits(3.0, 100, 2, 5), frozenset({"landlock"}))]
 
 
 def test_a_machine_that_can_not_protect_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     weak = Protection(frozenset(), ("reach the network", "read your files"))
-    monkeypatch.setattr(module, "probe", lambda limits: weak)
+    monkeypatch.setattr(_sandbox, "probe", lambda limits: weak)
     with pytest.raises(SetupError, match="can't keep a program from these: reach the network; read your files"):
         reward().check_setup(Path())
     with pytest.raises(SetupError):
