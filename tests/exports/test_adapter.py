@@ -56,7 +56,7 @@ def test_a_misshapen_tensor_is_noticed(trained: Trained) -> None:
 
 def test_an_adapter_of_zeros_is_noticed(trained: Trained) -> None:
     damage(trained.folder, lambda tensors: {n: torch.zeros_like(t) for n, t in tensors.items()})
-    with pytest.raises(RunError, match="zero: it changes nothing"):
+    with pytest.raises(RunError, match="zero: the run changed nothing"):
         check_adapter(trained, trained.folder)
 
 
