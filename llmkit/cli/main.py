@@ -38,7 +38,7 @@ def main() -> None:
     # pydantic would search every installed package for plugins, which takes as long as reading a recipe.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
     # Imports make many objects that stay: looking for garbage between them is a tenth of the time of `--help`.
-    gc.set_threshold(50_000, 20, 20)
+    gc.set_threshold(200_000, 20, 20)
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
@@ -89,6 +89,8 @@ def run(
     from llmkit.recipe.loading import load_recipe
 
     the_recipe = load_recipe(recipe, overrides or ())
+    # The start is over, and cycles that a training leaves behind may hold tensors.
+    gc.set_threshold(50_000, 20, 20)
     if resume and out is None and recipe.name == "recipe.yaml":
         from llmkit.runs.reopen import recipe_of
 

@@ -79,11 +79,7 @@ def test_help_and_validate_import_none_of_the_heavy_libraries(tmp_path: Path) ->
 
 
 def test_help_and_validate_start_fast(tmp_path: Path) -> None:
-    """Neither loads a heavy library: both stay within a multiple of what typer, pydantic and YAML alone take.
-
-    The goal is 0.3 s. Validation takes 2.9 times the imports (0.59 s on two slow cores), because it builds the classes
-    of all variants of a recipe's sections, of which there are 54.
-    """
+    """Both should take less than 0.3 s; on a slow or busy machine, a multiple of what the imports alone take."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     commands = {
         "imports": ["-c", "import typer, pydantic, ruamel.yaml"],
@@ -101,7 +97,7 @@ def test_help_and_validate_start_fast(tmp_path: Path) -> None:
             best[name] = min(best[name], time.perf_counter() - start)
     print("best of 6:", ", ".join(f"{name} {seconds:.3f} s" for name, seconds in best.items()))
     assert best["--help"] < max(0.3, 2.5 * best["imports"])
-    assert best["validate"] < max(0.3, 4.0 * best["imports"])
+    assert best["validate"] < max(0.3, 3.0 * best["imports"])
 
 
 def test_help_lists_every_verb(llmkit: Callable[..., Any]) -> None:
