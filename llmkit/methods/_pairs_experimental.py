@@ -12,7 +12,7 @@ from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
 from llmkit.data.splits import Row
-from llmkit.methods.base import Job, one_device
+from llmkit.methods.base import Job, keep_adapter_precision, one_device
 
 
 class TokenizedORPOTrainer(ORPOTrainer):
@@ -29,6 +29,21 @@ class TokenizedCPOTrainer(CPOTrainer):
     def tokenize_row(self, feature: dict[str, Any], model: Any = None) -> dict[str, Any]:
         """Return the row as it is; TRL's own tokenizes text, adds end tokens and cuts."""
         return feature
+
+
+def build(trainer_class: type, config: type, job: Job) -> Any:
+    """Build the trainer of one of them; evaluation rows only where the recipe asks for evaluation while training."""
+    args = arguments(config, job.training_kwargs())
+    trainer = trainer_class(
+        model=adapted_model(job, args),
+        args=args,
+        processing_class=job.tokenizer,
+        train_dataset=sequences(job.splits.train),
+        eval_dataset=sequences(job.splits.eval) if args.eval_strategy != "no" else None,
+        callbacks=list(job.callbacks),
+    )
+    keep_adapter_precision(trainer, job)
+    return trainer
 
 
 def arguments(config: type, values: dict[str, Any]) -> Any:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from llmkit.data.shapes import Shape
 from llmkit.methods._pairs_checks import check_experimental
-from llmkit.methods.base import Job, Method, keep_adapter_precision
+from llmkit.methods.base import Job, Method
 
 if TYPE_CHECKING:
     from trl.experimental.orpo import ORPOTrainer
@@ -36,17 +36,7 @@ class Orpo(Method):
         """Build the trainer on pairs that are already tokenized; evaluation rows only where the recipe asks for it."""
         from trl.experimental.orpo import ORPOConfig
 
-        from llmkit.methods._pairs_experimental import TokenizedORPOTrainer, adapted_model, arguments, sequences
+        from llmkit.methods._pairs_experimental import TokenizedORPOTrainer, build
 
-        args = arguments(ORPOConfig, job.training_kwargs())
-        evaluates = str(args.eval_strategy.value) != "no"
-        trainer = TokenizedORPOTrainer(
-            model=adapted_model(job, args),
-            args=args,
-            processing_class=job.tokenizer,
-            train_dataset=sequences(job.splits.train),
-            eval_dataset=sequences(job.splits.eval) if evaluates else None,
-            callbacks=list(job.callbacks),
-        )
-        keep_adapter_precision(trainer, job)
+        trainer: ORPOTrainer = build(TokenizedORPOTrainer, ORPOConfig, job)
         return trainer

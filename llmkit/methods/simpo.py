@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from llmkit.data.shapes import Shape
 from llmkit.methods._pairs_checks import check_experimental, has_effect, refuse
-from llmkit.methods.base import Job, Method, keep_adapter_precision
+from llmkit.methods.base import Job, Method
 
 if TYPE_CHECKING:
     from trl.experimental.cpo import CPOTrainer
@@ -63,17 +63,7 @@ class Simpo(Method):
         """Build the trainer on pairs that are already tokenized; evaluation rows only where the recipe asks for it."""
         from trl.experimental.cpo import CPOConfig
 
-        from llmkit.methods._pairs_experimental import TokenizedCPOTrainer, adapted_model, arguments, sequences
+        from llmkit.methods._pairs_experimental import TokenizedCPOTrainer, build
 
-        args = arguments(CPOConfig, job.training_kwargs())
-        evaluates = str(args.eval_strategy.value) != "no"
-        trainer = TokenizedCPOTrainer(
-            model=adapted_model(job, args),
-            args=args,
-            processing_class=job.tokenizer,
-            train_dataset=sequences(job.splits.train),
-            eval_dataset=sequences(job.splits.eval) if evaluates else None,
-            callbacks=list(job.callbacks),
-        )
-        keep_adapter_precision(trainer, job)
+        trainer: CPOTrainer = build(TokenizedCPOTrainer, CPOConfig, job)
         return trainer
