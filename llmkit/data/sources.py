@@ -1,103 +1,126 @@
-"""Rows from files, folders, installed packages, generators and the hub, each with the place it stands."""
+"""Sources -> rows in the shape of a format: from files, folders, installed packages, generators and the hub."""
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import cache
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmkit.data import reasoning_gym
 from llmkit.data.formats.base import Format, MissingColumnError
-from llmkit.data.readers import READERS, Placed, read_file, read_folder, reader_of
-from llmkit.data.shapes import RowError, Shape, UnlearnableError
+from llmkit.data.generated import generator_of
+from llmkit.data.hub import read_hub
+from llmkit.data.mapping import check_columns, check_mapping, mapped
+from llmkit.data.readers import READERS, TABLES, DataFile, Placed, files_in, read_file, read_folder, reader_of
+from llmkit.data.recognition import ENOUGH, MOST, Chosen, fitting, load_format, recognise
+from llmkit.data.shapes import RowError, Shape
 from llmkit.errors import DataError, RecipeError, SetupError, did_you_mean
-from llmkit.recipe.spec import variant_names
 
 if TYPE_CHECKING:
     from llmkit.recipe.recipe import Source
 
-FORMATS = "llmkit.data.formats"
-MADE = "llmkit.data.made"
+TABLE_LINE = re.compile(rf"({'|'.join(map(re.escape, TABLES))})(\.gz)?:\d+$", re.IGNORECASE)
+"""Place of a row in a file whose first line names the columns."""
+
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 # --- formats ---------------------------------------------------------------------------------------------------------
 
 
-@cache
-def load_format(name: str) -> Format:
-    """Return the row format of the file `llmkit/data/formats/{name}.py`.
+def known_format(source: Source) -> Format | None:
+    """Return the row format that the recipe names; None if the rows themselves are to say it (`auto`)."""
+    return None if source.format == "auto" else load_format(source.format)
 
-    Raises RecipeError if there is none.
+
+def format_of(source: Source, folder: Path) -> Chosen:
+    """Return the row format of `source`, and why; for `auto`, the first rows are read.
+
+    Raises DataError if no format or more than one is recognised, and what `read_rows` raises.
     """
-    names = variant_names(FORMATS)
-    if name not in names:
-        raise RecipeError(f"no format {name!r}{did_you_mean(name, names)}", remedy=f"Formats: {', '.join(names)}.")
-    module = importlib.import_module(f"{FORMATS}.{name}")
-    return Format(name, module.SHAPE, module.COLUMNS, module.convert)
+    named = known_format(source)
+    if named is not None:
+        return Chosen(named, f"the recipe says `format: {named.name}`")
+    return _recognised(_mapped_rows(source, folder), source)[0]
 
 
-def format_of(source: Source) -> Format:
-    """Return the row format that `source` names.
-
-    Raises RecipeError if there is none.
-    """
-    return load_format(source.format)
-
-
-def common_shape(sources: Iterable[Source]) -> Shape:
+def common_shape(sources: Iterable[Source], folder: Path, *, read: bool) -> Shape | None:
     """Return the shape that the rows of all `sources` have.
 
-    Raises RecipeError if they differ, or if there are no sources.
+    Without `read`, sources with `format: auto` are left out, and it is None if there are no others. Raises RecipeError
+    if shapes differ, or if there are no sources, and what `format_of` raises.
     """
-    shapes = [(source, format_of(source).shape) for source in sources]
-    if not shapes:
+    sources = list(sources)
+    if not sources:
         raise RecipeError("no data sources")
-    if len({shape for _, shape in shapes}) > 1:
-        listed = "; ".join(f"{source.path} is {shape} (format {source.format})" for source, shape in shapes)
+    chosen = [(s, format_of(s, folder)) for s in sources if read or known_format(s) is not None]
+    shapes = {of.format.shape for _, of in chosen}
+    if len(shapes) > 1:
+        listed = "; ".join(f"{s.path} is {of.format.shape} ({_said(s, of)})" for s, of in chosen)
         raise RecipeError(f"the data sources have rows of different shapes: {listed}", where="data")
-    return shapes[0][1]
+    return shapes.pop() if shapes else None
 
 
-def _unheard(reason: str) -> None:
-    pass
+def _said(source: Source, chosen: Chosen) -> str:
+    why = f", because {chosen.reason}" if source.format == "auto" else ""
+    return f"format {chosen.format.name}{why}"
 
 
-def read_examples(source: Source, folder: Path, on_drop: Callable[[str], None] = _unheard) -> Placed:
+# --- examples --------------------------------------------------------------------------------------------------------
+
+
+def read_examples(source: Source, folder: Path) -> Iterator[tuple[str, dict[str, Any] | RowError]]:
     """Yield the rows of `source` in the shape of its format, each after its place.
 
-    A row that teaches nothing is left out, and `on_drop` is told why. Raises DataError at the first row that is broken,
-    and what `read_rows` raises.
+    A row that can't be used is its RowError: an UnlearnableError if it teaches nothing, any other if it is broken.
+    Raises DataError if the first row lacks a column of the format that the recipe names, and what `format_of` and
+    `read_rows` raise.
     """
-    row_format = format_of(source)
-    for index, (where, row) in enumerate(read_rows(source, folder)):
-        try:
-            example = row_format.convert(row)
-        except UnlearnableError as exc:
-            on_drop(str(exc))
-            continue
-        except RowError as exc:
-            unfit = index == 0 and isinstance(exc, MissingColumnError)
-            remedy = _fitting(row, row_format) if unfit else None
-            raise DataError(str(exc), where=where, remedy=remedy) from exc
+    rows = _mapped_rows(source, folder)
+    named = known_format(source)
+    if named is None:
+        chosen, rows = _recognised(rows, source)
+    row_format = named or chosen.format
+    convert, untried = row_format.convert, named is not None
+    for where, row in rows:
+        example = row
+        if not isinstance(row, RowError):
+            try:
+                example = convert(row)
+            except RowError as error:
+                example = error.with_traceback(None)
+        if untried:
+            if isinstance(example, MissingColumnError):
+                remedy = None if isinstance(row, RowError) else fitting(row, row_format)
+                raise DataError(str(example), where=where, remedy=remedy) from example
+            untried = isinstance(row, RowError)
         yield where, example
 
 
-def _fitting(row: dict[str, Any], tried: Format) -> str:
-    formats = [load_format(name) for name in variant_names(FORMATS)]
-    fits = [f for f in formats if f != tried and row.keys() >= set(f.columns)]
-    if not fits:
-        needs = "; ".join(f"{f.name}: {', '.join(f.columns)}" for f in formats)
-        return f"No format fits these columns; rename them. Formats and the columns they need: {needs}."
-    fits.sort(key=lambda f: -len(f.columns))
-    listed = " or ".join(f"`format: {f.name}`" for f in fits)
-    return f"The source has `format: {tried.name}`; the row's columns fit {listed}."
+def _mapped_rows(source: Source, folder: Path) -> Placed:
+    return mapped(read_rows(source, folder), source, folder)
+
+
+def _recognised(rows: Placed, source: Source) -> tuple[Chosen, Placed]:
+    """Return the format of the rows, and all of them, the first ones again."""
+    head: list[tuple[str, dict[str, Any] | RowError]] = []
+    readable = 0
+    for placed in islice(rows, MOST):
+        head.append(placed)
+        readable += not isinstance(placed[1], RowError)
+        if readable == ENOUGH:
+            break
+    chosen = recognise(head, source.columns, source.path, _hint(head, source))
+    check_columns(source, chosen.format)
+    return chosen, chain(head, rows)
+
+
+def _hint(head: list[tuple[str, dict[str, Any] | RowError]], source: Source) -> str:
+    if source.header or not (head and TABLE_LINE.search(head[0][0])):
+        return ""
+    return "If the first line of the file is a row already, name the columns: `header: [question, answer, ...]`."
 
 
 # --- which kind of source --------------------------------------------------------------------------------------------
@@ -106,50 +129,60 @@ def _fitting(row: dict[str, Any], tried: Format) -> str:
 def read_rows(source: Source, folder: Path) -> Placed:
     """Yield the rows of `source` as they stand, each after its place (`data/train.jsonl:17`, `made:orders[3]`).
 
-    Relative paths start from `folder`, the recipe's. No more than `source.max_rows` rows are read.
+    A row that can't be read is its RowError. Relative paths start from `folder`, the recipe's. No more than
+    `source.max_rows` rows are read.
 
-    Raises DataError for a source that is missing, unreadable, empty or broken, RecipeError for keys that this kind of
-    source has no use for, and SetupError for a hub that can't be reached or a package that isn't installed.
+    Raises DataError for a source that is missing, unreadable or empty, RecipeError for keys that this kind of source
+    has no use for, and SetupError for a hub that can't be reached or a package that isn't installed.
     """
     check_source(source, folder)
-    generator = _generator(source)
+    generator = generator_of(source)
     if generator is not None:
         rows = generator.read(source)
-    elif (path := local_path(source, folder)) is not None:
-        rows = read_folder(path, source.path) if path.is_dir() else read_file(path, source.path)
+    elif (path := local_path(source, folder)) is None:
+        rows = read_hub(source)
+    elif path.is_dir():
+        rows = read_folder(path, source.path, source.header)
     else:
-        rows = _read_hub(source)
+        rows = read_file(DataFile(path, source.path, source.header))
     return islice(_some(rows, source.path), source.max_rows)
 
 
 def check_source(source: Source, folder: Path) -> None:
-    """Check, without reading any data, that `source` is there; a hub id always passes.
+    """Check, without reading any data, that `source` is there and its columns can be mapped; a hub id always passes.
 
     Raises DataError for a missing file, folder or made data set, RecipeError for keys that this kind of source has no
-    use for, and SetupError for a package that isn't installed.
+    use for or that can't be understood, and SetupError for a package that isn't installed.
     """
-    generator = _generator(source)
+    generator = generator_of(source)
+    files: list[DataFile] = []
     if generator is not None:
         generator.check(source)
         what, unused = generator.what, generator.unused
-    elif (path := local_path(source, folder)) is not None:
-        if path.is_file():
-            reader_of(path, source.path)
-        what, unused = "a local file", ("split", "name", "revision", "options")
-    else:
+    elif (path := local_path(source, folder)) is None:
         what, unused = "a hub data set", ("options",)
+    else:
+        what, unused = "a local file", ("split", "name", "revision", "options")
+        files = files_in(path, source.path) if path.is_dir() else [DataFile(path, source.path)]
+    for file in files:
+        reader_of(file)
     for key in unused:
         if getattr(source, key) not in (None, {}):
             raise RecipeError(f"{what} has no `{key}`", where=source.path, remedy=f"Leave `{key}` out.")
+    if source.header and not any(file.suffix in TABLES for file in files):
+        raise RecipeError(
+            f"`header` names the columns of {', '.join(TABLES)} files alone",
+            where=source.path,
+            remedy="Leave it out; `columns` renames what has names already.",
+        )
+    check_mapping(source, folder)
+    if (row_format := known_format(source)) is not None:
+        check_columns(source, row_format)
 
 
 def is_generated(source: Source) -> bool:
     """Whether the rows of `source` are made when they are read, so that there is no file of them."""
-    return _generator(source) is not None
-
-
-def _generator(source: Source) -> _Generator | None:
-    return next((maker for prefix, maker in GENERATORS.items() if source.path.startswith(prefix)), None)
+    return generator_of(source) is not None
 
 
 def local_path(source: Source, folder: Path) -> Path | None:
@@ -175,7 +208,7 @@ def local_path(source: Source, folder: Path) -> Path | None:
 
 
 def _looks_like_file(path: str) -> bool:
-    unread = (".txt", ".gz", ".zip", ".zst", ".arrow", ".xlsx")
+    unread = (".gz", ".zip", ".zst", ".arrow", ".xlsx")
     return (
         path.startswith(("./", "../", "/", "~"))
         or path in (".", "..")
@@ -216,110 +249,3 @@ def _some(rows: Placed, label: str) -> Placed:
         raise DataError("holds no rows", where=label)
     yield first
     yield from rows
-
-
-# --- generated data sets ---------------------------------------------------------------------------------------------
-
-
-def _check_made(source: Source) -> None:
-    name = source.path.removeprefix("made:")
-    names = variant_names(MADE)
-    if name not in names:
-        raise DataError(
-            f"llmkit makes no data set {name!r}{did_you_mean(name, names)}",
-            where=source.path,
-            remedy=f"Made data sets: {', '.join(names)}.",
-        )
-    splits = importlib.import_module(f"{MADE}.{name}").SPLITS
-    if source.split is not None and source.split not in splits:
-        raise _no_split(source.path, source.split, splits)
-
-
-def _no_split(label: str, split: str, splits: Iterable[str]) -> DataError:
-    splits = tuple(splits)
-    return DataError(
-        f"no split {split!r}{did_you_mean(split, splits)}", where=label, remedy=f"Splits: {', '.join(splits)}."
-    )
-
-
-def _read_made(source: Source) -> Placed:
-    module = importlib.import_module(f"{MADE}.{source.path.removeprefix('made:')}")
-    for index, row in enumerate(module.rows(source.split or "train")):
-        yield f"{source.path}[{index}]", row
-
-
-@dataclass(frozen=True)
-class _Generator:
-    """A maker of rows: what its sources are called, the keys they have no use for, and its two steps."""
-
-    what: str
-    unused: tuple[str, ...]
-    check: Callable[[Source], None]
-    read: Callable[[Source], Placed]
-
-
-GENERATORS = {
-    "made:": _Generator("a made data set", ("name", "revision", "options"), _check_made, _read_made),
-    reasoning_gym.PREFIX: _Generator(
-        "a reasoning_gym task", ("name", "revision"), reasoning_gym.check, reasoning_gym.rows
-    ),
-}
-"""The makers of rows, by what a source's `path` begins with."""
-
-
-# --- the hub ---------------------------------------------------------------------------------------------------------
-
-
-def _read_hub(source: Source) -> Placed:
-    split = source.split or "train"
-    for index, row in enumerate(_load_hub(source, split)):
-        yield f"{source.path}/{split}[{index}]", dict(row)
-
-
-def _load_hub(source: Source, split: str) -> Iterable[dict[str, Any]]:
-    import datasets
-    from datasets.exceptions import DatasetNotFoundError, DatasetsError
-
-    try:
-        found: Iterable[dict[str, Any]] = datasets.load_dataset(
-            source.path, name=source.name, split=split, revision=source.revision
-        )
-    except ValueError as exc:
-        raise _hub_refusal(source.path, split, str(exc)) from exc
-    except DatasetNotFoundError as exc:
-        remedy = "Check the id; for a gated or private data set, log in with `hf auth login`."
-        raise SetupError(f"not found on the hub: {exc}", where=_wanted(source, split), remedy=remedy) from exc
-    except (DatasetsError, RuntimeError) as exc:  # broken files; data sets that need a script to be run
-        raise DataError(f"can't be loaded: {exc}", where=source.path) from exc
-    except OSError as exc:  # includes ConnectionError and the hub's HTTP errors
-        raise _out_of_reach(source, split, exc) from exc
-    return found
-
-
-def _hub_refusal(label: str, split: str, reason: str) -> DataError:
-    splits = re.search(r"(?:Should be one of|Available splits:) \[(.*?)\]", reason)
-    if splits:
-        return _no_split(label, split, re.findall(r"'(.*?)'", splits[1]))
-    return DataError(reason, where=label, remedy="`name` chooses the data set's configuration, `split` its part.")
-
-
-def _wanted(source: Source, split: str) -> str:
-    chosen = [f"split {split}", f"revision {source.revision or 'main'}"]
-    if source.name is not None:
-        chosen.insert(0, f"name {source.name}")
-    return f"{source.path} ({', '.join(chosen)})"
-
-
-def _out_of_reach(source: Source, split: str, reason: OSError) -> SetupError:
-    from datasets.config import HF_DATASETS_CACHE
-    from huggingface_hub import constants
-
-    offline = constants.HF_HUB_OFFLINE
-    why = "HF_HUB_OFFLINE is set" if offline else f"the hub can't be reached: {reason}"
-    online = "unset HF_HUB_OFFLINE" if offline else "go online"
-    return SetupError(
-        f"neither a local file nor a cached data set, and {why}",
-        where=_wanted(source, split),
-        remedy=f"Looked for a file of that name, and in {HF_DATASETS_CACHE} and {constants.HF_HUB_CACHE} (set HF_HOME "
-        f"to move them).\nEither {online} and run again, or point `path` to a local {', '.join(READERS)} file.",
-    )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, PrivateAttr, Tag, field_validator, model_validator
 
 from llmkit.recipe import fields
+from llmkit.recipe.functions import spelled
 from llmkit.recipe.spec import KeyPath, LibrarySpec, Spec, union_of, variant_names
 
 if TYPE_CHECKING:
@@ -75,11 +76,21 @@ class Source(Spec):
     """One set of rows."""
 
     path: str = Field(min_length=1)
-    """Local .jsonl, .json, .csv or .parquet file, hub id, `made:NAME` (llmkit generates it), `reasoning_gym:TASK` (that
-    package generates it), or `package:NAME/FILE`."""
+    """Local .jsonl, .json, .csv, .tsv, .txt or .parquet file, hub id, `made:NAME` (llmkit generates it),
+    `reasoning_gym:TASK` (that package generates it), or `package:NAME/FILE`."""
 
-    format: str
-    """How a row is laid out: the name of a file in `llmkit/data/formats/`."""
+    format: str = "auto"
+    """How a row is laid out: the name of a file in `llmkit/data/formats/`; `auto` recognises it by the columns."""
+
+    columns: dict[str, str] = {}
+    """What the format calls a column, and what the rows call it (`prompt: question`), or a Jinja line over the row's
+    columns (`prompt: "{{ question }} {{ context }}"`)."""
+
+    header: tuple[str, ...] = Field(default=(), strict=False)
+    """Names of the columns of a .csv or .tsv file whose first line is a row already, or of a .txt file with tabs."""
+
+    python: str | None = None
+    """`file.py:function` that makes of a row one in the format's columns, or None for a row to be left out."""
 
     split: str | None = None
     """Split of a hub or generated data set; `train` if unset."""
@@ -93,13 +104,118 @@ class Source(Spec):
     max_rows: int | None = Field(default=None, ge=1)
     """Use only the first rows."""
 
+    weight: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Share of the rows that this source has in the mix, relative to the other sources' weights."""
+
+    repeat: int = Field(default=1, ge=1)
+    """How often each row may be used in an epoch."""
+
     options: dict[str, Any] = {}
     """Settings of a reasoning_gym task (`size`, `seed`, ranges), as its own configuration names them."""
 
     @field_validator("format")
     @classmethod
     def _known_format(cls, value: str) -> str:
-        return fields.one_of(value, variant_names("llmkit.data.formats"))
+        return fields.one_of(value, ("auto", *variant_names("llmkit.data.formats")))
+
+    @field_validator("header")
+    @classmethod
+    def _distinct_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(name.strip() for name in value) or len(set(value)) < len(value):
+            raise ValueError(f"must name the columns, each once, not {', '.join(map(repr, value))}")
+        return value
+
+    @field_validator("python")
+    @classmethod
+    def _spelled_function(cls, value: str | None) -> str | None:
+        return value if value is None else spelled(value)
+
+
+CHECKS = (
+    "answer_length",
+    "broken_text",
+    "contamination",
+    "contradictions",
+    "doubled_end",
+    "duplicates",
+    "echo",
+    "end_token",
+    "labels",
+    "near_duplicates",
+    "no_start",
+    "overlap",
+    "pad_token",
+    "same_answers",
+    "same_prompt",
+    "special_tokens",
+    "start_token",
+    "system_lost",
+    "system_twice",
+    "template_tokens",
+    "trained_prompt",
+    "trained_tokens",
+    "truncated",
+    "unknown_tokens",
+    "untrained_row",
+)
+"""Names of the checks of the rows (`llmkit.data.audit`)."""
+
+
+class Audit(Spec):
+    """From where on the checks of the rows stop a run; what stays below is said as a warning."""
+
+    rows: int = Field(default=20_000, ge=1, le=1_000_000)
+    """Rows of each split whose texts are looked at, evenly spread; the tokens of all rows are."""
+
+    duplicates: float = Field(default=0.5, ge=0, le=1)
+    """Share of training rows that repeat an earlier one."""
+
+    near_duplicates: float = Field(default=0.8, ge=0, le=1)
+    """Share of different training rows that are almost the same as another one."""
+
+    overlap: float = Field(default=0.5, ge=0, le=1)
+    """Share of held-out rows that are almost the same as a training row."""
+
+    similarity: float = Field(default=0.8, ge=0.5, le=1)
+    """Jaccard similarity, of runs of three words, from which two rows are almost the same."""
+
+    contamination: float = Field(default=0.1, ge=0, le=1)
+    """Share of a benchmark's rows that stand in training rows."""
+
+    ngram: int = Field(default=13, ge=8, le=100)
+    """Words of a run by which a benchmark's texts are looked for."""
+
+    benchmarks: tuple[Source, ...] = Field(default=(), strict=False)
+    """More rows to look for in the training rows, of any columns, beside those that the recipe scores with."""
+
+    same_answers: float = Field(default=0.99, ge=0, le=1)
+    """Share of training rows that have one and the same answer."""
+
+    echo: float = Field(default=0.9, ge=0, le=1)
+    """Share of training rows whose answer repeats the question."""
+
+    special_tokens: float = Field(default=0.5, ge=0, le=1)
+    """Share of training rows with control tokens of the tokenizer in their text."""
+
+    doubled_end: float = Field(default=0.5, ge=0, le=1)
+    """Share of rows that end with two end tokens."""
+
+    broken_text: float = Field(default=0.5, ge=0, le=1)
+    """Share of training rows with damaged characters."""
+
+    unknown_tokens: float = Field(default=0.1, ge=0, le=1)
+    """Share of tokens that are the tokenizer's unknown token."""
+
+    truncated: float = Field(default=0.9, ge=0, le=1)
+    """Share of rows that are cut off, so that the model does not see how they end."""
+
+    accept: tuple[str, ...] = Field(default=(), strict=False)
+    """Names of checks whose findings are meant to be so: they are said and stop nothing."""
+
+    @field_validator("accept")
+    @classmethod
+    def _known_checks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(fields.one_of(name, CHECKS) for name in value)
 
 
 class Data(Spec):
@@ -111,8 +227,29 @@ class Data(Spec):
     eval: HeldOut | None = None
     """Held-out rows: a share of the training rows (0.02), or sources of their own."""
 
-    overflow: Literal["drop", "truncate", "error"] = "drop"
+    overflow: Literal["drop", "truncate", "split", "error"] = "drop"
     """What happens to a row of more than `training.max_length` tokens; every one of them is counted in the ledger."""
+
+    train_on: Literal["all", "last", "marked"] = "all"
+    """Which turns of the assistant are trained: all, the last one, or those with `train: true` (or a `weight`)."""
+
+    reasoning: Literal["keep", "last", "cut"] = "keep"
+    """Reasoning traces (`reasoning_content`, or `<think>...</think>`): kept, kept in the last turn, or cut."""
+
+    temperature: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Draws from the sources in proportion to (rows ^ (1 / temperature)): above 1, small sources count for more."""
+
+    streaming: bool = False
+    """Read the training rows while training goes on (sets larger than memory or disk); needs `training.max_steps`."""
+
+    shuffle_buffer: int = Field(default=10_000, ge=1)
+    """Rows of a stream among which the next one is chosen."""
+
+    broken: float = Field(default=0.01, ge=0, le=1)
+    """Share of a source's rows that may be broken; they are left out and listed in `quarantine.jsonl`."""
+
+    audit: Audit = Audit()
+    """What the checks of the rows refuse."""
 
     @field_validator("eval")
     @classmethod

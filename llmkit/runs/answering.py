@@ -98,10 +98,12 @@ def _opening(opened: Reopened, system: str | None) -> list[dict[str, str]]:
     A model tuned under one system prompt answers differently under another.
     """
     if system is None:
+        from llmkit.data.shapes import RowError
         from llmkit.data.sources import read_examples
 
         source = opened.recipe.data.train[0]
-        _, example = next(iter(read_examples(source, opened.recipe.folder)))
+        rows = (row for _, row in read_examples(source, opened.recipe.folder) if not isinstance(row, RowError))
+        example = next(rows, {})
         turns = example.get("messages", example.get("prompt"))
         first: dict[str, Any] = turns[0] if isinstance(turns, list) and turns else {}
         system = first.get("content") if first.get("role") == "system" else None

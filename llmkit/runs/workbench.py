@@ -16,9 +16,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from llmkit.data.shapes import RowError
 from llmkit.data.sources import read_examples
 from llmkit.data.splits import Row
-from llmkit.errors import RecipeError
+from llmkit.errors import DataError, RecipeError
 from llmkit.recipe.recipe import Recipe
 from llmkit.rewards.base import Reward, score_part
 from llmkit.runs.checks import check
@@ -144,10 +145,15 @@ def require_rewards(recipe: Recipe) -> None:
 
 
 def training_rows(recipe: Recipe) -> list[Row]:
-    """Return all training rows, without tokens, and set the rewards up; raises DataError for the first bad row."""
-    rows = [
-        Row(where, example) for source in recipe.data.train for where, example in read_examples(source, recipe.folder)
-    ]
+    """Return all training rows that can be used, without tokens, and set the rewards up; raises DataError without one.
+
+    How many others there may be is the run's business.
+    """
+    placed = [pair for source in recipe.data.train for pair in read_examples(source, recipe.folder)]
+    rows = [Row(where, example) for where, example in placed if not isinstance(example, RowError)]
+    if not rows:
+        where, reason = placed[0]
+        raise DataError(f"no row can be used; this one: {reason}", where=where)
     set_up_rewards(recipe, rows)
     return rows
 

@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from llmkit.data import sources
-from llmkit.data.shapes import Shape
+from llmkit.data.shapes import RowError, Shape, UnlearnableError
 from llmkit.errors import DataError, LlmkitError, RecipeError, SetupError
 from llmkit.recipe.recipe import Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-BOM = b"\xef\xbb\xbf"
 
 
 def source(path: str, row_format: str = "text", **keys: Any) -> Source:
@@ -47,60 +44,13 @@ def refusal(action: Callable[[], object], error: type[LlmkitError] = DataError) 
     return caught.value
 
 
-# --- readers ---
-
-
-@pytest.mark.parametrize("start", [b"", BOM])
-@pytest.mark.parametrize("name", ["data/train.jsonl", "train.ndjson", "lines.json"])
-def test_json_lines_keep_their_line_numbers(tmp_path: Path, name: str, start: bytes) -> None:
-    path = write(tmp_path, name, start + '{"text": "é"}\r\n\n{"text": "a\u2028b"}'.encode())
-    assert read(tmp_path, path) == [(f"{path}:1", {"text": "é"}), (f"{path}:3", {"text": "a\u2028b"})]
-
-
-@pytest.mark.parametrize("start", [b"", BOM])
-@pytest.mark.parametrize(
-    "wrap", ['[{"text": "a"},\n {"text": "b"}]', '{"v": 1, "rows": [{"text": "a"}, {"text": "b"}]}']
-)
-def test_json_documents_count_their_rows(tmp_path: Path, wrap: str, start: bytes) -> None:
-    path = write(tmp_path, "train.json", start + wrap.encode())
-    assert read(tmp_path, path) == [("train.json[0]", {"text": "a"}), ("train.json[1]", {"text": "b"})]
-
-
-@pytest.mark.parametrize("start", [b"", BOM])
-@pytest.mark.parametrize(("name", "comma"), [("t.csv", ","), ("t.tsv", "\t")])
-def test_csv_places_are_the_lines_on_which_rows_begin(tmp_path: Path, name: str, comma: str, start: bytes) -> None:
-    rows = ["prompt,label", '"two\nlines",x', "", "é,"]
-    path = write(tmp_path, name, start + "\n".join(row.replace(",", comma) for row in rows).encode())
-    assert read(tmp_path, path) == [
-        (f"{name}:2", {"prompt": "two\nlines", "label": "x"}),
-        (f"{name}:5", {"prompt": "é", "label": ""}),
-    ]
-
-
-def test_csv_field_may_be_long(tmp_path: Path) -> None:
-    path = write(tmp_path, "t.csv", "text\n" + "x" * 300_000)
-    assert len(read(tmp_path, path)[0][1]["text"]) == 300_000
-
-
-def test_parquet_counts_its_rows(tmp_path: Path) -> None:
-    path = write_parquet(tmp_path, "t.parquet", [{"text": str(i)} for i in range(1500)])
-    rows = read(tmp_path, path)
-    assert len(rows) == 1500
-    assert rows[1200] == ("t.parquet[1200]", {"text": "1200"})
+# --- where rows come from ---
 
 
 def test_parquet_conversation_converts_without_its_nulls(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello", "name": "bot"}]
     path = write_parquet(tmp_path, "t.parquet", [{"messages": turns}])
     assert list(sources.read_examples(source(path, "messages"), tmp_path)) == [("t.parquet[0]", {"messages": turns})]
-
-
-def test_folder_reads_its_own_files_in_order(tmp_path: Path) -> None:
-    write(tmp_path, "d/b.jsonl", '{"text": "2"}')
-    write(tmp_path, "d/a.csv", "text\n1")
-    for ignored in ("d/README.md", "d/.hidden.jsonl", "d/test/c.jsonl"):
-        write(tmp_path, ignored, '{"text": "no"}')
-    assert read(tmp_path, "d/") == [("d/a.csv:2", {"text": "1"}), ("d/b.jsonl:1", {"text": "2"})]
 
 
 def test_max_rows_stops_before_what_follows(tmp_path: Path) -> None:
@@ -131,46 +81,6 @@ def test_package_file_is_read_without_an_import(tmp_path: Path, monkeypatch: pyt
     assert "some_rows" not in sys.modules
     error = refusal(lambda: read(Path(), "package:some_rows/data/tt.jsonl"))
     assert error.what == "no such file (did you mean 't.jsonl'?)"
-
-
-# --- broken files ---
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "where", "what"),
-    [
-        ("t.jsonl", '{"a": 1}\n{"a": }\n', "t.jsonl:2", "not JSON: Expecting value at column 7"),
-        ("t.jsonl", '{"a": 1}\n\n{"a": "b\n', "t.jsonl:3", "not JSON: Unterminated string starting at at column 7"),
-        ("t.jsonl", '{"a": 1}\n[1, 2]\n', "t.jsonl:2", "a row must be a JSON object, not [1, 2]"),
-        ("t.jsonl", b'{"a": 1}\n{"a": "\xe9"}\n', "t.jsonl:2", "not UTF-8: byte 0xe9 at column 8"),
-        ("t.jsonl", "", "t.jsonl", "holds no rows"),
-        ("t.jsonl", "\n \n", "t.jsonl", "holds no rows"),
-        ("t.json", "", "t.json", "holds no rows"),
-        ("t.json", "[]", "t.json", "holds no rows"),
-        ("t.json", '[{"a": 1},\n {"a": }]', "t.json:2", "not JSON: Expecting value at column 8"),
-        ("t.json", '{"a": 1}\n{"a": }', "t.json:2", "not JSON: Expecting value at column 7"),
-        ("t.json", '[{"a": 1}, 7]', "t.json[1]", "a row must be a JSON object, not 7"),
-        ("t.json", '{"a": 1}', "t.json", "not an object with 0 lists of objects"),
-        ("t.json", '{"a": [{}], "b": [{}]}', "t.json", "not an object with 2 lists of objects"),
-        ("t.json", "3", "t.json", "not a single value"),
-        ("t.json", b'[{"a": "\n\xff"}]', "t.json:2", "not UTF-8: byte 0xff at column 1"),
-        ("t.csv", "", "t.csv", "holds no rows"),
-        ("t.csv", "a,b\n", "t.csv", "holds no rows"),
-        ("t.csv", "a,b\n1,2\n1,2,3\n", "t.csv:3", "3 fields, but the header names 2 columns"),
-        ("t.csv", "a,a\n1,2\n", "t.csv:1", "must name the columns, each once; it is 'a', 'a'"),
-        ("t.csv", "a,\n1,2\n", "t.csv:1", "must name the columns, each once; it is 'a', ''"),
-        ("t.csv", 'a,b\n1,2\n"1,2\n', "t.csv:3", "not CSV: unexpected end of data"),
-        ("t.csv", b"a\n\xe9\n", "t.csv:2", "not UTF-8: byte 0xe9 at column 1"),
-        ("t.parquet", "PAR0", "t.parquet", "not a readable parquet file"),
-        ("t.xml", "<a/>", "t.xml", "can't read .xml; data files are .jsonl, .ndjson, .json, .csv, .tsv, .parquet"),
-        ("d/README.md", "x", "d", "the folder holds no data file of its own"),
-    ],
-)
-def test_broken_files_say_where(tmp_path: Path, name: str, content: str | bytes, where: str, what: str) -> None:
-    write(tmp_path, name, content)
-    error = refusal(lambda: read(tmp_path, name.removesuffix("/README.md")))
-    assert error.where == where
-    assert what in error.what
 
 
 # --- sources that are not there ---
@@ -206,6 +116,12 @@ def test_only_the_recipe_folder_is_searched(tmp_path: Path, monkeypatch: pytest.
         ("org/rows", {"options": {"size": 3}}, RecipeError, "org/rows: a hub data set has no `options`"),
         ("reasoning_gym:chain_sum", {"revision": "x"}, RecipeError, "a reasoning_gym task has no `revision`"),
         ("t.xml", {}, DataError, "t.xml: can't read .xml"),
+        ("t.jsonl", {"header": ("a",)}, RecipeError, "t.jsonl: `header` names the columns of .csv, .tsv, .txt files"),
+        ("made:orders", {"header": ("a",)}, RecipeError, "made:orders: `header` names the columns of .csv"),
+        ("org/rows", {"header": ("a",)}, RecipeError, "org/rows: `header` names the columns of .csv"),
+        ("t.jsonl", {"columns": {"txet": "a"}}, RecipeError, "'text' has no column 'txet' (did you mean 'text'?)\nIts"),
+        ("org/rows", {"columns": {"text": "{{ a"}}, RecipeError, "org/rows: `columns.text` is no Jinja: "),
+        ("t.jsonl", {"python": "gone.py:f"}, RecipeError, "gone.py: `python`: the file can't be read"),
         ("package:no-such-rows/t.jsonl", {}, SetupError, "is installed\npip install no-such-rows"),
         ("package:a.b/t.jsonl", {}, SetupError, "no Python package 'a.b' is installed"),
         ("package:json", {}, DataError, "must be written package:NAME/path/of/file"),
@@ -327,45 +243,92 @@ def test_formats_of_every_name() -> None:
     assert error.what == "no format 'sharegtp' (did you mean 'sharegpt'?)"
 
 
-def test_common_shape() -> None:
+def test_common_shape_of_named_formats_needs_no_rows() -> None:
     talks = [source("a.jsonl", "messages"), source("b.jsonl", "alpaca")]
-    assert sources.common_shape(talks) is Shape.CONVERSATION
+    assert sources.common_shape(talks, Path(), read=False) is Shape.CONVERSATION
+    assert sources.common_shape([*talks, source("c.jsonl", "auto")], Path(), read=False) is Shape.CONVERSATION
+    assert sources.common_shape([source("c.jsonl", "auto")], Path(), read=False) is None
     tasks = [source(f"reasoning_gym:{name}", "prompt", options={"size": 4}) for name in ("gcd", "lcm")]
-    assert sources.common_shape(tasks) is Shape.PROMPT
-    error = refusal(lambda: sources.common_shape([*talks, source("c.jsonl", "text")]), RecipeError)
+    assert sources.common_shape(tasks, Path(), read=True) is Shape.PROMPT
+    error = refusal(lambda: sources.common_shape([*talks, source("c.jsonl", "text")], Path(), read=False), RecipeError)
     assert "a.jsonl is conversation (format messages)" in error.what
     assert "c.jsonl is text (format text)" in error.what
+    refusal(lambda: sources.common_shape([], Path(), read=False), RecipeError)
 
 
-def examples(folder: Path, rows: list[dict[str, Any]], row_format: str) -> list[tuple[str, dict[str, Any]]]:
-    path = write(folder, "t.jsonl", "\n".join(map(json.dumps, rows)))
-    return list(sources.read_examples(source(path, row_format), folder))
+def test_common_shape_of_recognised_formats(tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl", '{"instruction": "x", "output": "y"}')
+    write(tmp_path, "b.jsonl", '{"text": "x", "url": "y"}')
+    talks = [source("a.jsonl", "auto"), source("made:orders", "auto")]
+    assert sources.common_shape(talks, tmp_path, read=True) is Shape.CONVERSATION
+    error = refusal(lambda: sources.common_shape([*talks, source("b.jsonl", "auto")], tmp_path, read=True), RecipeError)
+    because = "because column `text` is a string; not read: `url`"
+    assert f"b.jsonl is text (format text, {because})" in error.what
+
+
+def test_format_of(tmp_path: Path) -> None:
+    path = write(tmp_path, "t.jsonl", 'broken\n{"text": "a"}')
+    assert sources.known_format(source(path, "auto")) is None
+    assert sources.known_format(source(path, "text")) == sources.load_format("text")
+    assert sources.format_of(source(path, "auto"), tmp_path) == sources.Chosen(
+        sources.load_format("text"), "column `text` is a string"
+    )
+    assert sources.format_of(source("gone.jsonl", "text"), tmp_path).reason == "the recipe says `format: text`"
+
+
+def test_the_default_is_auto(tmp_path: Path) -> None:
+    path = write(tmp_path, "t.jsonl", '{"text": "a"}')
+    assert list(sources.read_examples(Source(path=path), tmp_path)) == [("t.jsonl:1", {"text": "a"})]
+
+
+Placed = list[tuple[str, dict[str, Any] | str]]
+
+
+def examples(folder: Path, rows: list[Any], row_format: str, **keys: Any) -> Placed:
+    """Return what `read_examples` yields; a RowError is its text, one that teaches nothing in brackets."""
+    path = write(folder, "t.jsonl", "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    placed = sources.read_examples(source(path, row_format, **keys), folder)
+    return [(where, _told(row)) for where, row in placed]
+
+
+def _told(row: dict[str, Any] | RowError) -> dict[str, Any] | str:
+    if not isinstance(row, RowError):
+        return row
+    assert row.__traceback__ is None, "an error that is kept holds the frames it passed through"
+    return f"({row})" if isinstance(row, UnlearnableError) else str(row)
 
 
 def test_examples_are_converted(tmp_path: Path) -> None:
     assert examples(tmp_path, [{"text": "a", "id": 1}], "text") == [("t.jsonl:1", {"text": "a"})]
 
 
-def test_rows_that_teach_nothing_are_left_out_and_told(tmp_path: Path) -> None:
-    texts = [("a", "b"), ("a", "a"), ("a", ""), ("a", "c")]
-    rows = [{"prompt": "x", "chosen": chosen, "rejected": rejected} for chosen, rejected in texts]
-    path = write(tmp_path, "t.jsonl", "\n".join(map(json.dumps, rows)))
-    told: list[str] = []
-    kept = list(sources.read_examples(source(path, "preference"), tmp_path, told.append))
-    assert [where for where, _ in kept] == ["t.jsonl:1", "t.jsonl:4"]
-    assert told == ["the answers are equal", "an answer is empty"]
-    assert [where for where, _ in examples(tmp_path, rows, "preference")] == ["t.jsonl:1", "t.jsonl:4"]
+def test_every_row_has_its_place_and_its_fate(tmp_path: Path) -> None:
+    pair = {"prompt": "x", "chosen": "a", "rejected": "b"}
+    rows = [
+        pair,
+        pair | {"rejected": "a"},
+        "broken",
+        pair | {"chosen": ""},
+        pair | {"rejected": 3},
+        {"chosen": "a"},
+        pair,
+    ]
+    for row_format in ("preference", "auto"):
+        assert examples(tmp_path, rows, row_format) == [
+            ("t.jsonl:1", pair),
+            ("t.jsonl:2", "(the answers are equal)"),
+            ("t.jsonl:3", "not JSON: Expecting value at column 1"),
+            ("t.jsonl:4", "(an answer is empty)"),
+            ("t.jsonl:5", "column 'rejected' must be a string, not a number"),
+            ("t.jsonl:6", "no column 'rejected'; the row's columns: chosen"),
+            ("t.jsonl:7", pair),
+        ]
 
 
-def test_a_broken_row_among_them_stops_the_reading(tmp_path: Path) -> None:
-    rows = [{"prompt": "x", "chosen": "a", "rejected": rejected} for rejected in ("a", 3)]
-    error = refusal(lambda: examples(tmp_path, rows, "preference"))
-    assert str(error) == "t.jsonl:2: column 'rejected' must be a string, not a number"
-
-
-def test_unusable_row_says_where(tmp_path: Path) -> None:
-    error = refusal(lambda: examples(tmp_path, [{"text": "a"}, {"text": ""}], "text"))
-    assert str(error) == "t.jsonl:2: column 'text' is empty"
+def test_recognition_reads_no_row_twice_and_loses_none(tmp_path: Path) -> None:
+    rows = [{"text": str(i)} for i in range(50)]
+    assert [row for _, row in examples(tmp_path, rows, "auto")] == rows
+    assert len(examples(tmp_path, rows, "auto", max_rows=7)) == 7
 
 
 @pytest.mark.parametrize(
@@ -373,31 +336,49 @@ def test_unusable_row_says_where(tmp_path: Path) -> None:
     [
         (
             {"instruction": "a", "output": "b"},
-            "The source has `format: text`; the row's columns fit `format: alpaca`.",
+            "The source has `format: text`; the row fits `format: alpaca`.",
         ),
         (
             {"prompt": "a", "completion": "b"},
-            "The source has `format: text`; the row's columns fit `format: prompt_completion` or `format: prompt`.",
+            "The source has `format: text`; the row fits `format: prompt_completion` or `format: prompt`.",
         ),
-        ({"question": "a"}, "No format fits these columns; rename them. Formats and the columns they need: alpaca: "),
+        (
+            {"question": "a"},
+            "Say which column is which, e.g. `columns: {text: question}`.\nFormats and the columns they",
+        ),
     ],
 )
-def test_first_row_of_another_format_names_what_fits(tmp_path: Path, row: dict[str, Any], remedy: str) -> None:
-    error = refusal(lambda: examples(tmp_path, [row], "text"))
-    assert error.where == "t.jsonl:1"
+@pytest.mark.parametrize("before", [[], ["broken"]])
+def test_first_row_of_another_format_names_what_fits(
+    tmp_path: Path, row: dict[str, Any], remedy: str, before: list[Any]
+) -> None:
+    error = refusal(lambda: examples(tmp_path, [*before, row], "text"))
+    assert error.where == f"t.jsonl:{len(before) + 1}"
     assert (error.remedy or "").startswith(remedy)
 
 
-def test_missing_column_further_down_is_a_plain_error(tmp_path: Path) -> None:
-    error = refusal(lambda: examples(tmp_path, [{"text": "a"}, {"instruction": "a", "output": "b"}], "text"))
-    assert (error.where, error.remedy) == ("t.jsonl:2", None)
+def test_missing_column_further_down_is_a_broken_row(tmp_path: Path) -> None:
+    rows = examples(tmp_path, [{"text": "a"}, {"instruction": "a", "output": "b"}], "text")
+    assert rows[1] == ("t.jsonl:2", "no column 'text'; the row's columns: instruction, output")
 
 
-@pytest.mark.parametrize(
-    ("folder", "row_format", "count"),
-    [("lf_identity", "alpaca", 91), ("lf_glaive_toolcall", "sharegpt", 600)],
-)
-def test_shared_folders(folder: str, row_format: str, count: int) -> None:
-    if not SHARED.is_dir():
-        pytest.skip("no shared data beside the repository")
-    assert sum(1 for _ in sources.read_examples(source(folder, row_format), SHARED)) == count
+def test_a_source_of_broken_rows_alone_is_read_to_its_end(tmp_path: Path) -> None:
+    assert len(examples(tmp_path, ["broken", "1", "{"], "text")) == 3
+    error = refusal(lambda: examples(tmp_path, ["broken", "1", "{"], "auto"))
+    assert error.what == "none of the first 3 rows can be read; this one: not JSON: Expecting value at column 1"
+    assert error.where == "t.jsonl:1"
+
+
+def test_recognition_looks_behind_many_broken_rows(tmp_path: Path) -> None:
+    rows = examples(tmp_path, [*["broken"] * 100, {"text": "a"}], "auto")
+    assert rows[-1] == ("t.jsonl:101", {"text": "a"})
+
+
+def test_zeros_that_a_crash_left_are_no_text(tmp_path: Path) -> None:
+    path = write(tmp_path, "t.txt", b"one\n\n" + b"\0" * 4096 + b"\n\ntwo")
+    fates = [row for _, row in sources.read_examples(Source(path=path), tmp_path)]
+    assert [str(row) if isinstance(row, RowError) else row["text"] for row in fates] == [
+        "one",
+        "column 'text' is empty",
+        "two",
+    ]

@@ -44,7 +44,7 @@ def test_the_sections_of_these_tests_are_a_valid_recipe(tmp_path: Path) -> None:
     [
         ("modle", "{name: a}", 4, "modle", "model", "a recipe", "adapter, data, evaluation, export, hardware"),
         ("model", "{name: a, revison: b}", 1, "revison", "revision", "`model`", "allow_pickle, attn_implementation"),
-        ("data", "{train: [{path: a, format: text}], evl: 0.1}", 2, "evl", "eval", "`data`", "eval, overflow, train"),
+        ("data", "{train: [{path: a, format: text}], evl: 0.1}", 2, "evl", "eval", "`data`", "audit, broken, eval"),
         (
             "data",
             "{train: [{path: a, format: text, splt: b}]}",
@@ -52,7 +52,7 @@ def test_the_sections_of_these_tests_are_a_valid_recipe(tmp_path: Path) -> None:
             "splt",
             "split",
             "`data.train.0`",
-            "format, max_rows",
+            "columns, format, header, max_rows",
         ),
         (
             "data",
@@ -61,7 +61,7 @@ def test_the_sections_of_these_tests_are_a_valid_recipe(tmp_path: Path) -> None:
             "pth",
             "path",
             "`data.eval.0`",
-            "format, max_rows",
+            "columns, format, header, max_rows",
         ),
         ("method", "{type: sft, tpe: a}", 3, "tpe", "type", "`method`", "type"),
         ("hardware", "{devise: cpu}", 4, "devise", "device", "`hardware`", "device"),
@@ -113,7 +113,7 @@ def test_an_unknown_key_close_to_nothing_has_no_guess(message: Callable[..., str
         ({"method": None}, "recipe.yaml: `method` is missing"),
         ({"model": "{revision: a}"}, "recipe.yaml:1: `model.name` is missing"),
         ({"data": "{eval: 0.1}"}, "recipe.yaml:2: `data.train` is missing"),
-        ({"data": "{train: [{path: a}]}"}, "recipe.yaml:2: `data.train.0.format` is missing"),
+        ({"data": "{train: [{format: text}]}"}, "recipe.yaml:2: `data.train.0.path` is missing"),
         (
             {"data": "{train: [{path: a, format: text}], eval: [{format: text}]}"},
             "recipe.yaml:2: `data.eval.0.path` is missing",
@@ -161,7 +161,7 @@ def test_a_missing_key_is_named_at_the_section_that_lacks_it(
         ),
         (
             {"data": "{train: [{path: a, format: text}], overflow: trunc}"},
-            "recipe.yaml:2: `data.overflow` must be one of drop, truncate, error, not 'trunc' "
+            "recipe.yaml:2: `data.overflow` must be one of drop, truncate, split, error, not 'trunc' "
             "(did you mean 'truncate'?)",
         ),
         (
@@ -184,7 +184,7 @@ def test_a_wrong_type_says_what_is_wanted_and_what_is_there(
 
 def test_an_unknown_row_format_lists_the_formats(message: Callable[..., str]) -> None:
     text = message(data="{train: [{path: a, format: mesages}]}")
-    assert text.startswith("recipe.yaml:2: `data.train.0.format`: must be one of alpaca, messages, ")
+    assert text.startswith("recipe.yaml:2: `data.train.0.format`: must be one of auto, alpaca, messages, ")
     assert text.endswith("not 'mesages' (did you mean 'messages'?)")
 
 
@@ -289,14 +289,14 @@ def test_a_library_field_is_refused_at_its_own_line(
 def test_all_problems_are_reported_at_once_each_with_its_line(message: Callable[..., str]) -> None:
     text = message(
         model="{name: 5}",
-        data="{train: [{path: a, format: text, x: 1}, {path: b}]}",
+        data="{train: [{path: a, format: text, x: 1}, {format: text}]}",
         adapter="{type: lora, rr: 4, alpa: 2}",
         training="{sed: 1, learning_rate: fast}",
         evaluation="[{type: nothing}]",
         hardware="{device: gpu}",
         modle="{}",
     )
-    keys = ["`model.name`", "'x'", "`data.train.1.format`", "`adapter.rr`", "`adapter.alpa`", "`training.sed`"]
+    keys = ["`model.name`", "'x'", "`data.train.1.path`", "`adapter.rr`", "`adapter.alpa`", "`training.sed`"]
     keys += ["`training.learning_rate`", "`evaluation.0.type`", "`hardware.device`", "'modle'"]
     places = {key: [line for line in text.splitlines() if key in line] for key in keys}
     assert {key: len(found) for key, found in places.items()} == dict.fromkeys(keys, 1)

@@ -15,6 +15,14 @@ from llmkit.data.shapes import RowError, Shape
 
 SHAPE = Shape.CONVERSATION
 COLUMNS = ("instruction", "output")
+OPTIONAL = ("input", "system", "history")
+
+
+def recognises(row: Mapping[str, Any]) -> base.Signs | None:
+    """Return the signs of this format."""
+    if not all(isinstance(row.get(name), str) for name in COLUMNS):
+        return None
+    return base.Signs(frozenset(COLUMNS), "columns `instruction` and `output` are strings")
 
 
 def convert(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,17 +13,39 @@ from llmkit.errors import did_you_mean
 
 ROLES = ("system", "user", "assistant", "tool")
 
+MARKS = ("weight", "train", "keep_reasoning")
+"""Keys by which a turn says something about its own training."""
+
 Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class Signs:
+    """Why a row looks like one of a format."""
+
+    columns: frozenset[str]
+    """The columns that say so. A format that knows more of a row's columns than another one is the better guess."""
+    reason: str
+    """The sentence."""
+
+
+@dataclass(frozen=True)
 class Format:
-    """One row layout: the columns that a row must have, and how it becomes a row of `shape`."""
+    """One row layout: how it is recognised, and how it becomes a row of `shape`."""
 
     name: str
     shape: Shape
     columns: tuple[str, ...]
+    """The columns that a row must have."""
+    optional: tuple[str, ...]
+    """The columns that are read if they are there."""
     convert: Callable[[Mapping[str, Any]], dict[str, Any]]
+    recognises: Callable[[Mapping[str, Any]], Signs | None]
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether columns that the format doesn't know are kept as well, for the rewards."""
+        return self.shape is Shape.PROMPT
 
 
 class MissingColumnError(RowError):
@@ -38,6 +60,23 @@ def kind(value: Any) -> str:
         return str(value).lower()
     names = {str: "a string", int: "a number", float: "a number", list: "a list", tuple: "a list", dict: "an object"}
     return names.get(type(value), f"a {type(value).__name__}")
+
+
+def present(row: Mapping[str, Any], *names: str) -> frozenset[str]:
+    """Return those of `names` that are columns of the row, and not null."""
+    return frozenset(name for name in names if row.get(name) is not None)
+
+
+def are_turns(value: Any, speaker: str = "role", text: str = "content") -> bool:
+    """Whether `value` is a list of turns, each with the key `speaker` and one of them with `text`."""
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(turn, Mapping) for turn in value):
+        return False
+    return all(speaker in turn for turn in value) and any(text in turn for turn in value)
+
+
+def is_said(value: Any) -> bool:
+    """Whether `value` is a string or turns with `role` and `content`."""
+    return isinstance(value, str) or are_turns(value)
 
 
 def require(row: Mapping[str, Any], name: str) -> Any:
@@ -58,7 +97,7 @@ def filled(value: Any, place: str) -> str:
     """
     if not isinstance(value, str):
         raise RowError(f"{place} must be a string, not {kind(value)}")
-    if not value.strip():
+    if not value.strip() or (value[0] == "\0" and not value.strip("\0 \t\r\n")):  # zeros: what a crash leaves of a file
         raise RowError(f"{place} is empty")
     return value
 
@@ -130,9 +169,41 @@ def _message(turn: Any, place: str) -> Message:
             raise RowError(f"{place}.tool_calls must be a list of objects")
         if not isinstance(message.setdefault("content", ""), str):
             raise RowError(f"{place}.content must be a string, not {kind(message['content'])}")
-        return {**message, "tool_calls": calls}
-    filled(turn_key(turn, "content", place), f"{place}.content")
+        message["tool_calls"] = [_call(call, f"{place}.tool_calls[{i}]") for i, call in enumerate(calls)]
+    else:
+        filled(turn_key(turn, "content", place), f"{place}.content")
+    if not message.keys().isdisjoint(MARKS):
+        check_marks(message, place)
     return message
+
+
+def _call(call: Mapping[str, Any], place: str) -> Mapping[str, Any]:
+    """Return a tool call with its arguments as an object: OpenAI sends JSON, and chat templates write it."""
+    function = call.get("function")
+    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
+        return call
+    arguments = parsed_json(function["arguments"], f"{place}.function.arguments")
+    if not isinstance(arguments, Mapping):
+        raise RowError(f"{place}.function.arguments must be an object, not {kind(arguments)}")
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def check_marks(turn: Mapping[str, Any], place: str) -> None:
+    """Check what a turn says about its own training: `weight` is a factor of its loss, `train` says whether it counts,
+    `keep_reasoning` whether its reasoning trace is kept.
+
+    Raises RowError.
+    """
+    weight, train = turn.get("weight"), turn.get("train")
+    if weight is not None and number(weight, f"{place}.weight") < 0:
+        raise RowError(f"{place}.weight must not be negative, as {weight} is")
+    for key in ("train", "keep_reasoning"):
+        if not isinstance(turn.get(key), bool | None):
+            raise RowError(f"{place}.{key} must be true or false, not {kind(turn[key])}")
+    if weight is not None and train is not None and bool(weight) != train:
+        raise RowError(f"{place}: weight {weight} and train {str(train).lower()} contradict each other")
+    if (weight or train) and turn.get("role", "assistant") != "assistant":
+        raise RowError(f"{place}: only a turn of the assistant can be trained, not one of the {turn['role']}")
 
 
 def check_order(messages: Sequence[Message], place: str) -> None:
@@ -158,9 +229,19 @@ def to_messages(value: Any, place: str) -> list[Message]:
 
     Raises RowError for the first turn that can't be used, or for an empty list.
     """
-    messages = [_message(turn, f"{place}[{i}]") for i, turn in enumerate(turns_in(value, place))]
+    turns = turns_in(value, place)
+    messages = [dict(turn) if _is_plain(turn) else _message(turn, f"{place}[{i}]") for i, turn in enumerate(turns)]
     check_order(messages, place)
     return messages
+
+
+def _is_plain(turn: Any) -> bool:
+    """Whether a turn has a role and a text and nothing else: most have, and nothing more is to be checked in those."""
+    if type(turn) is not dict or len(turn) != 2 or turn.get("role") not in ROLES:
+        return False
+    text = turn.get("content")
+    # What begins with white space or a control character may be empty; `filled` looks closer.
+    return type(text) is str and text[:1] > " " and not text[0].isspace()
 
 
 def trainable(messages: list[Message], place: str) -> list[Message]:
@@ -168,10 +249,10 @@ def trainable(messages: list[Message], place: str) -> list[Message]:
 
     Raises RowError.
     """
-    if not any(message["role"] == "assistant" for message in messages):
-        raise RowError(f"{place} has no assistant turn to learn from")
     last = messages[-1]["role"]
     if last != "assistant":
+        if not any(message["role"] == "assistant" for message in messages):
+            raise RowError(f"{place} has no assistant turn to learn from")
         raise RowError(f"{place} ends with the {last}; the last turn must be the assistant's")
     return messages
 

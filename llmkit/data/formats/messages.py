@@ -2,7 +2,8 @@
 
     {"messages": [{"role": "user", "content": "Say hi."}, {"role": "assistant", "content": "Hi!"}]}
 
-An assistant turn may carry `tool_calls`; a column `tools` (a list, or a JSON string of one) offers tools.
+An assistant turn may carry `tool_calls`; a column `tools` (a list, or a JSON string of one) offers tools. It may have a
+`weight`, the factor of its loss (0: not trained), and `train: true` or `false`, for `train_on: marked`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,14 @@ from llmkit.data.shapes import Shape
 
 SHAPE = Shape.CONVERSATION
 COLUMNS = ("messages",)
+OPTIONAL = ("tools",)
+
+
+def recognises(row: Mapping[str, Any]) -> base.Signs | None:
+    """Return the signs of this format."""
+    if not base.are_turns(row.get("messages")):
+        return None
+    return base.Signs(frozenset(COLUMNS), "column `messages` holds turns with `role` and `content`")
 
 
 def convert(row: Mapping[str, Any]) -> dict[str, Any]:

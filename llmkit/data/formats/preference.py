@@ -21,6 +21,18 @@ from llmkit.data.shapes import EQUAL, RowError, Shape, UnlearnableError
 
 SHAPE = Shape.PREFERENCE
 COLUMNS = ("chosen", "rejected")
+OPTIONAL = ("prompt", "conversations", "system", "margin", "tools")
+
+
+def recognises(row: Mapping[str, Any]) -> base.Signs | None:
+    """Return the signs of this format."""
+    answers = [row.get(name) for name in COLUMNS]
+    known = base.present(row, "prompt", "conversations")
+    if not all(isinstance(answer, str | list | tuple | Mapping) for answer in answers):
+        return None
+    if not known and not all(_begins_with_prompt(answer) for answer in answers):
+        return None
+    return base.Signs(known | set(COLUMNS), "columns `chosen` and `rejected` are a better and a worse answer")
 
 
 def convert(row: Mapping[str, Any]) -> dict[str, Any]:

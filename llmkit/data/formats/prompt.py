@@ -15,6 +15,14 @@ from llmkit.data.shapes import RowError, Shape
 
 SHAPE = Shape.PROMPT
 COLUMNS = ("prompt",)
+OPTIONAL = ("tools",)
+
+
+def recognises(row: Mapping[str, Any]) -> base.Signs | None:
+    """Return the signs of this format."""
+    if not base.is_said(row.get("prompt")):
+        return None
+    return base.Signs(frozenset(COLUMNS), "column `prompt` asks the model; all other columns are kept, for rewards")
 
 
 def convert(row: Mapping[str, Any]) -> dict[str, Any]:

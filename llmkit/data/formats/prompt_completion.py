@@ -13,6 +13,14 @@ from llmkit.data.shapes import Shape
 
 SHAPE = Shape.PROMPT_COMPLETION
 COLUMNS = ("prompt", "completion")
+OPTIONAL = ()
+
+
+def recognises(row: Mapping[str, Any]) -> base.Signs | None:
+    """Return the signs of this format."""
+    if not all(isinstance(row.get(name), str) for name in COLUMNS):
+        return None
+    return base.Signs(frozenset(COLUMNS), "columns `prompt` and `completion` are strings")
 
 
 def convert(row: Mapping[str, Any]) -> dict[str, Any]:

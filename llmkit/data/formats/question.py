@@ -15,6 +15,14 @@ from llmkit.data.shapes import RowError, Shape
 
 SHAPE = Shape.PROMPT
 COLUMNS = ("question", "answer")
+OPTIONAL = ("system",)
+
+
+def recognises(row: Mapping[str, Any]) -> base.Signs | None:
+    """Return the signs of this format."""
+    if not isinstance(row.get("question"), str) or row.get("answer") is None:
+        return None
+    return base.Signs(frozenset(COLUMNS), "column `question` asks the model, and `answer` is there for rewards")
 
 
 def convert(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,10 +21,24 @@ from llmkit.data.shapes import RowError, Shape, UnlearnableError
 
 SHAPE = Shape.PREFERENCE
 COLUMNS = ("completions",)
+OPTIONAL = ("prompt", "instruction", "scores", "margin", "tools")
 
 PROMPTS = ("prompt", "instruction")
 ANSWERS = ("response", "content", "text")
 SCORES = ("overall_score", "score")
+
+
+def recognises(row: Mapping[str, Any]) -> base.Signs | None:
+    """Return the signs of this format."""
+    answers, known = row.get("completions"), base.present(row, *PROMPTS)
+    if not known or not isinstance(answers, list | tuple) or not answers:
+        return None
+    if row.get("scores") is not None:
+        reason = "column `completions` is a list of answers, `scores` one of their scores"
+        return base.Signs(known | {"completions", "scores"}, reason)
+    if not all(isinstance(answer, Mapping) and base.present(answer, *SCORES) for answer in answers):
+        return None
+    return base.Signs(known | {"completions"}, "column `completions` is a list of answers with their scores")
 
 
 def convert(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
     {"conversations": [{"from": "human", "value": "Say hi."}, {"from": "gpt", "value": "Hi!"}]}
 
 A `function_call` turn holds JSON, {"name": ..., "arguments": {...}} or a list of them; `observation` is its result.
+A turn may have `weight`, `train` and `keep_reasoning`, as in `messages`.
 The columns `system` (a string) and `tools` (a JSON string of a list) are optional.
 """
 
@@ -16,6 +17,7 @@ from llmkit.data.shapes import RowError, Shape
 
 SHAPE = Shape.CONVERSATION
 COLUMNS = ("conversations",)
+OPTIONAL = ("system", "tools")
 
 ROLES = {
     "human": "user",
@@ -27,6 +29,13 @@ ROLES = {
     "tool": "tool",
     "function_call": "assistant",
 }
+
+
+def recognises(row: Mapping[str, Any]) -> base.Signs | None:
+    """Return the signs of this format."""
+    if not base.are_turns(row.get("conversations"), "from", "value"):
+        return None
+    return base.Signs(frozenset(COLUMNS), "column `conversations` holds turns with `from` and `value`")
 
 
 def convert(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,9 +73,14 @@ def to_messages(value: Any, place: str) -> list[base.Message]:
 def _message(turn: Any, place: str) -> base.Message:
     speaker = base.checked_role(base.turn_key(turn, "from", place), tuple(ROLES), place)
     text = base.filled(base.turn_key(turn, "value", place), f"{place}.value")
+    message: base.Message = {"role": ROLES[speaker], "content": text}
     if speaker == "function_call":
-        return {"role": "assistant", "content": "", "tool_calls": _calls(text, f"{place}.value")}
-    return {"role": ROLES[speaker], "content": text}
+        message |= {"content": "", "tool_calls": _calls(text, f"{place}.value")}
+    marks = {key: turn[key] for key in base.MARKS if turn.get(key) is not None}
+    if marks:
+        base.check_marks(message | marks, place)
+        message |= marks
+    return message
 
 
 def _calls(text: str, place: str) -> list[dict[str, Any]]:

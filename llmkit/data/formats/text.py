@@ -13,6 +13,14 @@ from llmkit.data.shapes import Shape
 
 SHAPE = Shape.TEXT
 COLUMNS = ("text",)
+OPTIONAL = ()
+
+
+def recognises(row: Mapping[str, Any]) -> base.Signs | None:
+    """Return the signs of this format."""
+    if not isinstance(row.get("text"), str):
+        return None
+    return base.Signs(frozenset(COLUMNS), "column `text` is a string")
 
 
 def convert(row: Mapping[str, Any]) -> dict[str, Any]:

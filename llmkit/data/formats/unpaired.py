@@ -19,6 +19,33 @@ from llmkit.data.shapes import RowError, Shape
 
 SHAPE = Shape.UNPAIRED
 COLUMNS = ("prompt", "completion", "label")
+OPTIONAL = ("messages", "conversations", "system", "kto_tag", "tools")
+LABELS = ("label", "kto_tag")
+
+
+def recognises(row: Mapping[str, Any]) -> base.Signs | None:
+    """Return the signs of this format."""
+    label = next((name for name in LABELS if _is_verdict(row.get(name))), None)
+    if label is None:
+        return None
+    if base.are_turns(row.get("conversations"), "from", "value"):
+        answer = ["conversations"]
+    elif base.are_turns(row.get("messages")) and "prompt" not in row:
+        answer = ["messages"]
+    elif base.is_said(row.get("prompt")) and _is_answer(row.get("completion")):
+        answer = ["prompt", "completion"]
+    else:
+        return None
+    named = " and ".join(f"`{name}`" for name in answer)
+    return base.Signs(frozenset([*answer, label]), f"column `{label}` says whether the answer in {named} is good")
+
+
+def _is_verdict(value: Any) -> bool:
+    return isinstance(value, bool) or (isinstance(value, str) and value.lower() in ("true", "false"))
+
+
+def _is_answer(value: Any) -> bool:
+    return base.is_said(value) or isinstance(value, Mapping)
 
 
 def convert(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,20 @@ def test_plain_row() -> None:
     }
 
 
+def test_marks_of_training_are_kept() -> None:
+    turns = [
+        {"from": "human", "value": "Say hi."},
+        {"from": "gpt", "value": "Hi!", "weight": 0, "train": None},
+        {"from": "gpt", "value": "Hello!", "weight": None, "train": True, "id": 3},
+    ]
+    assert sharegpt.convert({"conversations": turns})["messages"][1:] == [
+        {"role": "assistant", "content": "Hi!", "weight": 0},
+        {"role": "assistant", "content": "Hello!", "train": True},
+    ]
+    with pytest.raises(RowError, match=r"conversations\[1\].train must be true or false, not a string"):
+        sharegpt.convert({"conversations": [turns[0], turns[1] | {"train": "yes"}]})
+
+
 def test_tool_row() -> None:
     row = {
         "conversations": [
