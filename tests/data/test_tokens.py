@@ -1,81 +1,69 @@
-"""Which rows are kept, cut or dropped by their tokens; each shape has its own tokenizing."""
+"""Each shape has its own tokenizing; a batch gives what its rows give alone."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from llmkit.data.shapes import Shape
-from llmkit.data.splits import Row
-from llmkit.data.tokens import BY_SHAPE, check_start, fitted
-from llmkit.errors import DataError
+from llmkit.data.shapes import RowError, Shape
+from llmkit.data.tokens import BY_SHAPE, Rules, tokenize
 
-NINE = list(range(9))
-
-
-def pair(prompt: int, chosen: list[int], rejected: list[int]) -> Row:
-    return Row("a:1", {}, {"prompt_ids": [7] * prompt, "chosen_ids": chosen, "rejected_ids": rejected})
+ASKED = [{"role": "user", "content": "hi"}]
+SAID = [{"role": "assistant", "content": "yes"}]
+EXAMPLES: dict[Shape, dict[str, Any]] = {
+    Shape.CONVERSATION: {"messages": ASKED + SAID},
+    Shape.PROMPT_COMPLETION: {"prompt": "two plus", "completion": " two"},
+    Shape.TEXT: {"text": "maybe"},
+    Shape.PREFERENCE: {"prompt": ASKED, "chosen": SAID, "rejected": [{"role": "assistant", "content": "no"}]},
+    Shape.UNPAIRED: {"prompt": ASKED, "completion": SAID, "label": True},
+    Shape.PROMPT: {"prompt": ASKED},
+}
+LONE = "\ud800"
+BROKEN: dict[Shape, dict[str, Any]] = {
+    Shape.CONVERSATION: {"messages": [{"role": "user", "content": LONE}, *SAID]},
+    Shape.PROMPT_COMPLETION: {"prompt": "two plus", "completion": LONE},
+    Shape.TEXT: {"text": LONE},
+    Shape.PREFERENCE: {"prompt": LONE, "chosen": "yes", "rejected": "no"},
+    Shape.UNPAIRED: {"prompt": [{"role": "user", "content": LONE}], "completion": SAID, "label": True},
+    Shape.PROMPT: {"prompt": LONE},
+}
 
 
 def test_every_shape_is_tokenized() -> None:
-    assert set(BY_SHAPE) == set(Shape)
+    assert set(BY_SHAPE) == set(EXAMPLES) == set(BROKEN) == set(Shape)
 
 
-@pytest.mark.parametrize("overflow", ["drop", "truncate", "error"])
-@pytest.mark.parametrize("max_length", [None, 5])
-def test_a_row_that_fits_is_left_alone(max_length: int | None, overflow: str) -> None:
-    row = pair(2, [1, 2, 3], [4])
-    assert fitted(row, max_length, overflow) is row
+@pytest.mark.parametrize("shape", list(Shape))
+def test_a_row_that_can_not_be_read_costs_no_other(tokenizer: PreTrainedTokenizerFast, shape: Shape) -> None:
+    assert tokenizer.eos_token_id is not None
+    stops = frozenset({tokenizer.eos_token_id})
+    (alone,) = tokenize(tokenizer, shape, [EXAMPLES[shape]], stops)
+    found = tokenize(tokenizer, shape, [BROKEN[shape], EXAMPLES[shape], BROKEN[shape], EXAMPLES[shape]], stops)
+    assert found[1] == found[3] == alone
+    assert not isinstance(alone, RowError)
+    for row in (found[0], found[2]):
+        assert isinstance(row, RowError)
+        assert "lone surrogate, '\\ud800'" in str(row)
 
 
-@pytest.mark.parametrize(
-    ("row", "dropped"),
-    [
-        (pair(2, [1, 2, 3, 4], [5]), "longer than 5 tokens"),
-        (pair(2, [5], [1, 2, 3, 4]), "longer than 5 tokens"),
-        (Row("a:1", {}, {"prompt_ids": NINE}), "longer than 5 tokens"),
-    ],
-)
-def test_the_longer_answer_decides(row: Row, dropped: str) -> None:
-    assert fitted(row, 5, "drop") == dropped
-    with pytest.raises(DataError, match="a:1: the row has [69] tokens, more than `training.max_length` 5"):
-        fitted(row, 5, "error")
+@pytest.mark.parametrize("shape", list(Shape))
+def test_no_rows_give_none(tokenizer: PreTrainedTokenizerFast, shape: Shape) -> None:
+    assert tokenize(tokenizer, shape, [], frozenset({1}), Rules(train_on="last")) == []
 
 
-def test_answers_are_cut_at_their_end() -> None:
-    row = fitted(pair(2, [1, 2, 3, 4], [5]), 5, "truncate")
-    assert isinstance(row, Row)
-    assert row.truncated
-    assert row.tokens == {"prompt_ids": [7, 7], "chosen_ids": [1, 2, 3], "rejected_ids": [5]}
+def test_a_batch_of_texts_is_tokenized_in_one_call(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    plain = type(tokenizer)._encode_plus
 
+    def counted(self: Any, text: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(len(text))
+        return plain(self, text, *args, **kwargs)
 
-@pytest.mark.parametrize(
-    ("row", "reason"),
-    [
-        (pair(5, [1], [2]), "the prompt alone fills 5 tokens"),
-        (pair(6, [1], [2]), "the prompt alone fills 5 tokens"),
-        (Row("a:1", {}, {"prompt_ids": NINE}), "the prompt alone fills 5 tokens"),
-        (Row("a:1", {"label": True}, {"prompt_ids": NINE, "completion_ids": [1]}), "the prompt alone fills 5 tokens"),
-        (pair(3, [1, 2, 3], [1, 2, 4]), "the answers are equal once cut"),
-        (pair(3, [1, 2, 3], [1, 2]), "the answers are equal once cut"),
-        (Row("a:1", {}, {"input_ids": NINE, "labels": [-100] * 5 + [5, 6, 7, 8]}), "no trained token is left"),
-    ],
-)
-def test_what_truncation_swallows_is_dropped(row: Row, reason: str) -> None:
-    assert fitted(row, 5, "truncate") == reason
-
-
-def test_a_prompt_has_no_trained_token_and_is_kept() -> None:
-    row = Row("a:1", {}, {"prompt_ids": NINE})
-    assert fitted(row, None, "drop") is row
-
-
-@pytest.mark.parametrize(
-    "tokens", [{"input_ids": [1, 1, 5], "labels": [1, 1, 5]}, {"prompt_ids": [1, 1], "completion_ids": [4]}]
-)
-def test_two_start_tokens_are_refused(tokenizer: PreTrainedTokenizerFast, tokens: dict[str, list[int]]) -> None:
-    row = Row("a:1", {}, tokens)
-    check_start(row, tokenizer)
-    tokenizer.bos_token = tokenizer.convert_ids_to_tokens(1)
-    with pytest.raises(DataError, match="a:1: the rendered row begins with .* twice"):
-        check_start(row, tokenizer)
+    monkeypatch.setattr(type(tokenizer), "_encode_plus", counted)
+    assert tokenizer.eos_token_id is not None
+    tokenize(tokenizer, Shape.CONVERSATION, [EXAMPLES[Shape.CONVERSATION]] * 7, frozenset({tokenizer.eos_token_id}))
+    assert calls == [7]
