@@ -1,160 +1,155 @@
-"""Sources -> audited, tokenized splits. What can't be right stops here, before anything is trained."""
+"""Sources -> tokenized splits with their ledger. What can't be right stops here, before anything is trained."""
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from llmkit.data.ledger import Account, Ledger
-from llmkit.data.shapes import RowError, Shape, UnlearnableError
-from llmkit.data.sources import check_source, common_shape, read_examples
-from llmkit.data.splits import Row, Splits
-from llmkit.data.tokens import check_start, fitted, tokenize
-from llmkit.errors import DataError, RecipeError
+import numpy as np
+
+from llmkit.data.checking import check_data, eval_sources
+from llmkit.data.ledger import Account, Ledger, Share
+from llmkit.data.mixing import counts, drawn
+from llmkit.data.reading import Reader, account_name
+from llmkit.data.splits import Splits
+from llmkit.data.store import Rows
+from llmkit.data.streaming import OVERLAP, open_stream
+from llmkit.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from llmkit.recipe.recipe import Recipe, Source
+    from llmkit.recipe.recipe import Recipe
 
 HELD_OUT = "held out for evaluation"
-OVERLAP = "also among the held-out rows"
+NOT_DRAWN = "not drawn by the mix"
+CHOSEN = (HELD_OUT, OVERLAP, NOT_DRAWN)
+"""Reasons that are no fault of a row."""
 MOST_DROPPED = 0.5
 """A source that loses more than this share of its rows is a mistake and not a data set."""
 
 
-def check_data(recipe: Recipe) -> Shape:
-    """Check without reading a row that the sources exist and that the method can learn from their shape.
-
-    Raises RecipeError, DataError or SetupError. Returns the common shape of the rows.
-    """
-    sources = [*recipe.data.train, *_eval_sources(recipe)]
-    for source in sources:
-        check_source(source, recipe.folder)
-    shape = common_shape(sources)
-    if shape not in recipe.method.accepts:
-        wanted = ", ".join(sorted(recipe.method.accepts))
-        raise RecipeError(
-            f"method {recipe.method.type!r} learns from {wanted} rows, but format "
-            f"{sources[0].format!r} gives {shape} rows"
-        )
-    return shape
-
-
 def load_splits(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, stops: frozenset[int], *, max_length: int | None, seed: int
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    stops: frozenset[int],
+    *,
+    max_length: int | None,
+    seed: int,
+    narrate: Callable[[str], None] = lambda text: None,
 ) -> tuple[Splits, Ledger]:
-    """Read, convert, tokenize, mask and audit the rows of `recipe`.
+    """Read, convert, tokenize and mask the rows of `recipe`; hold out, and mix.
 
-    `max_length` is in tokens. Raises DataError with file and line for a row that can't be used, and where a split ends
-    up empty or mostly dropped. The same recipe and seed give the same rows in the same order.
+    `max_length` is in tokens; `narrate` is told how far a long preparation is. Raises DataError with file and line for
+    a source with too many broken rows, and where a split ends up empty or mostly dropped. The same recipe and seed give
+    the same rows in the same order.
     """
-    shape = check_data(recipe)
+    shape = check_data(recipe, read=True)
+    assert shape is not None
     ledger = Ledger()
-    reader = _Reader(recipe, tokenizer, stops, shape, max_length)
-    train = [row for source in recipe.data.train for row in reader.rows(source, _account(ledger.train, source))]
+    reader = Reader(recipe, tokenizer, stops, shape, max_length, narrate)
+    if recipe.data.streaming:
+        held_out = reader.rows(eval_sources(recipe), ledger.eval)
+        _check_accounts(ledger.eval, held_out)
+        stream = open_stream(recipe, reader, held_out, ledger, seed)
+        return Splits(shape, stream.head(), held_out, stream.dataset), ledger
+    train = reader.rows(recipe.data.train, ledger.train)
     _check_accounts(ledger.train, train)
-    held_out: list[Row] = []
+    held_out = reader.rows(eval_sources(recipe), ledger.eval)
     if isinstance(recipe.data.eval, float):
-        train, held_out = _hold_out(train, recipe.data.eval, seed, ledger)
-    for source in _eval_sources(recipe):
-        held_out += reader.rows(source, _account(ledger.eval, source))
-    train = _without_overlap(train, held_out, ledger)
+        train, held_out = _hold_out(train, recipe, seed, ledger)
+    train = _without_overlap(train, held_out, recipe, ledger)
+    train = _mixed(train, recipe, seed, ledger)
     for accounts, rows in ((ledger.train, train), (ledger.eval, held_out)):
         _check_accounts(accounts, rows)
     _check_verdicts(train, ledger)
-    return Splits(shape, tuple(train), tuple(held_out)), ledger
+    return Splits(shape, train, held_out), ledger
 
 
-def _eval_sources(recipe: Recipe) -> tuple[Source, ...]:
-    return recipe.data.eval if isinstance(recipe.data.eval, tuple) else ()
+def _groups(rows: Rows) -> Any:
+    """Return for each entry the number of its row, as an array: the pieces of a split row have the same."""
+    return np.cumsum(rows.fact("part") == 0) - 1
 
 
-def account_name(source: Source) -> str:
-    """Return the name that a source's rows are accounted under."""
-    return f"{source.path}:{source.split}" if source.split else source.path
+def _give_up(rows: Rows, leaving: Any, recipe: Recipe, ledger: Ledger, reason: str) -> Rows:
+    """Count the entries where `leaving` is true as dropped; return the others."""
+    sources = rows.sources
+    for index, source in enumerate(recipe.data.train):
+        ledger.train[account_name(source)].give_up(rows.take(leaving & (sources == index)), reason)
+    return rows.take(~leaving)
 
 
-def _account(accounts: dict[str, Account], source: Source) -> Account:
-    return accounts.setdefault(account_name(source), Account())
-
-
-class _Reader:
-    """Turns the rows of a source into tokenized rows and keeps its account."""
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        tokenizer: PreTrainedTokenizerBase,
-        stops: frozenset[int],
-        shape: Shape,
-        max_length: int | None,
-    ) -> None:
-        self.recipe, self.tokenizer, self.stops, self.shape = recipe, tokenizer, stops, shape
-        self.max_length = max_length
-
-    def rows(self, source: Source, account: Account) -> list[Row]:
-        kept = []
-        for where, example in read_examples(source, self.recipe.folder, account.drop):
-            row = self._row(where, example, account_name(source))
-            if isinstance(row, str):
-                account.drop(row)
-            else:
-                account.keep(row)
-                kept.append(row)
-        return kept
-
-    def _row(self, where: str, example: dict[str, Any], source: str) -> Row | str:
-        """Return the tokenized row, or the reason why it is dropped."""
-        try:
-            tokens = tokenize(self.tokenizer, self.shape, example, self.stops)
-        except UnlearnableError as reason:
-            return str(reason)
-        except RowError as error:
-            raise DataError(str(error), where=where) from error
-        row = Row(where, example, tokens, source)
-        check_start(row, self.tokenizer)
-        return fitted(row, self.max_length, self.recipe.data.overflow)
-
-
-def _hold_out(rows: list[Row], share: float, seed: int, ledger: Ledger) -> tuple[list[Row], list[Row]]:
+def _hold_out(rows: Rows, recipe: Recipe, seed: int, ledger: Ledger) -> tuple[Rows, Rows]:
     """Split off a share of the rows, at least one, chosen by `seed`."""
-    count = max(1, round(len(rows) * share))
-    if count >= len(rows):
-        raise DataError(f"`data.eval: {share:g}` leaves nothing to train on: there are only {len(rows)} usable rows")
-    chosen = set(random.Random(seed).sample(range(len(rows)), count))
-    held_out = [row for index, row in enumerate(rows) if index in chosen]
+    share = recipe.data.eval
+    assert isinstance(share, float)
+    groups = _groups(rows)
+    total = int(groups[-1]) + 1 if len(groups) else 0
+    count = max(1, round(total * share))
+    if count >= total:
+        raise DataError(f"`data.eval: {share:g}` leaves nothing to train on: there are only {total} usable rows")
+    chosen = np.zeros(total, bool)
+    chosen[random.Random(seed).sample(range(total), count)] = True
+    held_out = rows.take(chosen[groups])
     account = ledger.eval.setdefault("held out of the training rows", Account())
-    for row in held_out:
-        account.keep(row)
-        ledger.train[row.source].give_up(row, HELD_OUT)
-    return [row for index, row in enumerate(rows) if index not in chosen], held_out
+    account.keep(held_out)
+    return _give_up(rows, chosen[groups], recipe, ledger, HELD_OUT), held_out
 
 
-def _without_overlap(train: list[Row], held_out: list[Row], ledger: Ledger) -> list[Row]:
+def _without_overlap(train: Rows, held_out: Rows, recipe: Recipe, ledger: Ledger) -> Rows:
     """Drop training rows that are also held out: a score on rows that were trained on says nothing.
 
-    Rows are the same if the model reads the same, whatever other columns they have.
+    Rows are the same if the model reads the same, whatever other columns they have; of a split row, in all its pieces.
     """
-    seen = {_content(row) for row in held_out}
-    kept = []
-    for row in train:
-        if _content(row) in seen:
-            ledger.train[row.source].give_up(row, OVERLAP)
-        else:
-            kept.append(row)
-    return kept
+    if not len(train):
+        return train
+    groups = _groups(train)
+    unseen = np.bincount(groups, weights=~np.isin(train.digests, held_out.digests)) > 0
+    return _give_up(train, ~unseen[groups], recipe, ledger, OVERLAP)
 
 
-def _content(row: Row) -> str:
-    return json.dumps(row.sequences)
+def _mixed(train: Rows, recipe: Recipe, seed: int, ledger: Ledger) -> Rows:
+    """Draw the rows that an epoch goes through, and note the share of each source."""
+    data, sources, heads = recipe.data, train.sources, np.flatnonzero(train.fact("part") == 0)
+    ends = np.append(heads[1:], len(train))
+    of_source = [np.flatnonzero(sources[heads] == index) for index in range(len(data.train))]
+    order = []
+    for index, count in enumerate(counts(data, [len(mine) for mine in of_source])):
+        mine = of_source[index]
+        taken = mine[drawn(len(mine), count, seed + index)]
+        left = np.setdiff1d(mine, taken)
+        entries = np.concatenate([np.arange(heads[g], ends[g]) for g in left]) if len(left) else np.array([], np.int64)
+        ledger.train[account_name(data.train[index])].give_up(train.take(entries), NOT_DRAWN)
+        order.append(_entries(heads[taken], ends[taken]))
+    mixed = train.take(np.concatenate(order))
+    if len(data.train) > 1 or data.train[0].repeat > 1:
+        ledger.mix = _shares(mixed, recipe)
+    return mixed
 
 
-def _check_accounts(accounts: dict[str, Account], rows: Iterable[Row]) -> None:
+def _entries(starts: Any, ends: Any) -> Any:
+    """Return all indices from each start up to its end, as an array."""
+    lengths = ends - starts
+    before = np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return np.repeat(starts, lengths) + np.arange(lengths.sum()) - before
+
+
+def _shares(mixed: Rows, recipe: Recipe) -> dict[str, Share]:
+    names = [account_name(source) for source in recipe.data.train]
+    sources, tokens, trained = mixed.sources, mixed.totals, mixed.trained
+    found: dict[str, Share] = {}
+    for name in dict.fromkeys(names):
+        mine = np.isin(sources, [index for index, other in enumerate(names) if other == name])
+        rows, total = int(mine.sum()), int(tokens[mine].sum())
+        shares = rows / max(1, len(mixed)), total / max(1, int(tokens.sum()))
+        found[name] = Share(rows, total, int(trained[mine].sum()), *shares)
+    return found
+
+
+def _check_accounts(accounts: dict[str, Account], rows: Rows) -> None:
     for name, account in accounts.items():
-        lost = {reason: n for reason, n in account.dropped.items() if reason not in (HELD_OUT, OVERLAP)}
+        lost = {reason: n for reason, n in account.dropped.items() if reason not in CHOSEN}
         if account.read and sum(lost.values()) > MOST_DROPPED * account.read:
             reasons = ", ".join(f"{n} {reason}" for reason, n in lost.items())
             raise DataError(
@@ -162,15 +157,15 @@ def _check_accounts(accounts: dict[str, Account], rows: Iterable[Row]) -> None:
                 where=name,
                 remedy="Raise training.max_length, choose data.overflow: truncate, or mend the rows.",
             )
-    if accounts and not any(True for _ in rows):
+    if accounts and not len(rows):
         raise DataError(f"no usable rows in {', '.join(accounts)}")
 
 
-def _check_verdicts(train: list[Row], ledger: Ledger) -> None:
+def _check_verdicts(train: Rows, ledger: Ledger) -> None:
     """Raise DataError if unpaired feedback calls all training rows good, or all bad: there is nothing to tell apart."""
-    verdicts = {row.verdict for row in train}
-    if len(verdicts) == 1 and None not in verdicts:
-        (only,) = verdicts
+    verdicts = set(train.fact("verdict").tolist())
+    if len(verdicts) == 1 and verdicts != {0}:
+        only = train[0].verdict
         raise DataError(
             f"all {len(train)} training rows are {only}, and unpaired feedback (KTO) needs both good and bad ones",
             where=", ".join(ledger.train),

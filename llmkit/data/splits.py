@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmkit.data.shapes import Shape
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
 
 ANSWERS = ("chosen_ids", "rejected_ids", "completion_ids")
 """Columns of `Row.tokens` that follow `prompt_ids`, each a sequence of its own."""
@@ -28,6 +32,8 @@ class Row:
     """Name of the row's account in the ledger."""
     truncated: bool = False
     """Whether tokens beyond `training.max_length` were cut off."""
+    part: int = 0
+    """Number of the piece, from 0, where a long row was split."""
 
     @property
     def input_ids(self) -> list[int]:
@@ -78,11 +84,24 @@ class Row:
         tokens = {name: ids if name == "prompt_ids" else ids[:room] for name, ids in self.tokens.items()}
         return replace(self, tokens=tokens, truncated=True)
 
+    def pieces(self, length: int) -> list[Row]:
+        """Return the single sequence as pieces of at most `length` tokens, without those that train nothing."""
+        starts = range(0, len(self.input_ids), length)
+        cuts = [{name: values[start : start + length] for name, values in self.tokens.items()} for start in starts]
+        for cut in cuts[1:]:
+            cut["labels"] = [-100, *cut["labels"][1:]]  # nothing stands before it that it could be predicted from
+        found = [replace(self, tokens=tokens) for tokens in cuts]
+        trained = [piece for piece in found if piece.trained_tokens]
+        lost = len(trained) == 1
+        return [replace(piece, part=number, truncated=lost) for number, piece in enumerate(trained)]
+
 
 @dataclass(frozen=True)
 class Splits:
     """The rows that are learnt from and those held out, with their common shape."""
 
     shape: Shape
-    train: tuple[Row, ...]
-    eval: tuple[Row, ...]
+    train: Sequence[Row]
+    eval: Sequence[Row]
+    stream: Callable[[], IterableDataset] | None = None
+    """Makes the data set of tokens that training reads, for rows that are streamed; `train` holds the first of them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -43,7 +43,7 @@ class Subject:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    rows: tuple[Row, ...]
+    rows: Sequence[Row]
     seed: int
     on_done: Callable[[int], None] | None = None
     """Called with the number of rows done so far, for progress."""

@@ -28,7 +28,7 @@ from trl import DPOTrainer, KTOTrainer
 from llmkit.methods._trained_head import score_trained_positions
 from llmkit.methods.base import Job
 from llmkit.model.loading import load_base
-from llmkit.model.sources import cache_folder
+from llmkit.recipe.places import cache_folder
 
 WRAPPERS = re.compile(r"^base_model\.model\.|\.base_layer(?=\.)|\.original_module(?=\.)")
 """What PEFT puts into the names of base weights; without it they are those of the bare model."""

@@ -49,10 +49,9 @@ class Job:
     @staticmethod
     def token_dataset(rows: Sequence[Row]) -> Dataset:
         """Return the tokens of `rows` as a dataset, in their order; its columns are TRL's (see `Row.tokens`)."""
-        from datasets import Dataset
+        from llmkit.data.store import token_dataset
 
-        columns = rows[0].tokens if rows else {}
-        return Dataset.from_dict({name: [row.tokens[name] for row in rows] for name in columns})
+        return token_dataset(rows)
 
 
 class Method(Variant):

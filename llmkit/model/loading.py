@@ -24,9 +24,10 @@ from llmkit.model.heads import (
     hold_head_in_float32,
     is_classifier,
 )
-from llmkit.model.sources import ModelSource, cache_folder, locate
+from llmkit.model.sources import ModelSource, locate
 from llmkit.planning.plan import Plan
 from llmkit.recipe import fields
+from llmkit.recipe.places import cache_folder
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase

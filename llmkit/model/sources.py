@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -117,10 +116,3 @@ def _base_of_adapter(path: Path, model: Model) -> ModelSource:
         raise SetupError(f"`model.name`: {path}/adapter_config.json does not name its base model")
     found = locate(model.model_copy(update={"name": base}), path)
     return replace(found, adapter=path)
-
-
-def cache_folder() -> Path:
-    """Return llmkit's cache: $LLMKIT_CACHE, or `llmkit` in the user's cache folder."""
-    if chosen := os.environ.get("LLMKIT_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "llmkit"

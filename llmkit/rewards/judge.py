@@ -20,7 +20,7 @@ from pydantic import Field
 
 from llmkit.data.shapes import RowError
 from llmkit.errors import RecipeError, SetupError
-from llmkit.model.sources import cache_folder
+from llmkit.recipe.places import cache_folder
 from llmkit.rewards.base import Reward, ScoreError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import importlib.util
 import os
 from typing import TYPE_CHECKING, Any
 
-from llmkit.data.prepare import check_data
+from llmkit.data.checking import check_data
 from llmkit.errors import RecipeError, SetupError, did_you_mean
 from llmkit.model.sources import locate
 from llmkit.planning.planner import check as check_plan

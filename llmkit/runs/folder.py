@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import importlib.metadata
 import json
 import logging
@@ -19,8 +18,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmkit.data.sources import is_generated, local_path
+from llmkit.data.cache import source_hashes
 from llmkit.errors import SetupError
+from llmkit.recipe.places import file_hash
 
 if TYPE_CHECKING:
     from llmkit.recipe.recipe import Recipe
@@ -221,11 +221,7 @@ def data_hashes(recipe: Recipe) -> dict[str, str | None]:
     held_out = recipe.data.eval if isinstance(recipe.data.eval, tuple) else ()
     found: dict[str, str | None] = {}
     for source in (*recipe.data.train, *held_out):
-        path = None if is_generated(source) else local_path(source, recipe.folder)
-        if path is not None and path.is_dir():
-            found |= {f"{source.path}/{p.name}": file_hash(p) for p in sorted(path.iterdir()) if p.is_file()}
-        else:
-            found[source.path] = file_hash(path) if path is not None else None
+        found |= source_hashes(source, recipe.folder)
     return found
 
 
@@ -233,17 +229,6 @@ def code_hashes(recipe: Recipe) -> dict[str, str]:
     """Return the SHA-256 of every Python file that the recipe names as `path/to/file.py:name`: rewards, tools."""
     named = set(re.findall(r'"([^"]+\.py):\w+"', json.dumps(recipe.model_dump(exclude_unset=True), default=str)))
     return {name: file_hash(recipe.folder / Path(name).expanduser()) for name in sorted(named)}
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def text_hash(text: str) -> str:
-    """Return the SHA-256 of a text, in hex."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def require_space(path: Path, needed_bytes: int) -> None:

@@ -10,18 +10,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmkit.data.audit import Finding, audit, refuse
+from llmkit.data.checking import eval_sources
 from llmkit.data.ledger import Ledger
 from llmkit.data.prepare import load_splits
 from llmkit.data.shapes import RowError
+from llmkit.data.sources import format_of
 from llmkit.data.splits import Row, Splits
 from llmkit.errors import DataError
 from llmkit.methods.base import Job
 from llmkit.model.loading import load_model, load_stop_ids, load_tokenizer, will_convert
-from llmkit.model.sources import cache_folder
 from llmkit.planning.hardware import Hardware, probe
 from llmkit.planning.plan import Plan
 from llmkit.planning.planner import plan as make_plan
 from llmkit.planning.size import model_size
+from llmkit.recipe.places import cache_folder
 from llmkit.recipe.recipe import Recipe
 from llmkit.runs.checks import check, is_adapter, setting
 from llmkit.runs.progress import Narrator
@@ -43,6 +46,8 @@ class Prepared:
     tokenizer: PreTrainedTokenizerBase
     splits: Splits
     ledger: Ledger
+    findings: list[Finding]
+    """What the audit warns of."""
     trainer: Trainer
 
     @property
@@ -120,13 +125,11 @@ def prepare(
     _use_threads(the_plan)
     if will_convert(recipe):
         narrator.say(f"converting {recipe.model.name} to safetensors (once; kept in {cache_folder()})")
-    tokenizer = load_tokenizer(recipe)
-    stops = load_stop_ids(recipe, tokenizer)
-    splits, ledger = load_splits(
-        recipe, tokenizer, stops, max_length=setting(recipe, "max_length"), seed=int(setting(recipe, "seed"))
-    )
-    for line in ledger.sentences():
-        narrator.say(line)
+    data = prepare_data(recipe, narrator=narrator)
+    tokenizer, splits = data.tokenizer, data.splits
+    refuse(data.findings)
+    for finding in data.findings:
+        narrator.say(f"{finding.severity}: {finding.what}")
     set_up_rewards(recipe, (*(splits.train if recipe.method.needs_rewards else ()), *splits.eval))
     model = load_model(recipe, the_plan, tokenizer)
     narrator.say(f"loaded {recipe.model.name}: {_describe(model, the_plan)}")
@@ -144,7 +147,45 @@ def prepare(
     )
     trainer = recipe.method.build_trainer(job)
     _quiet(trainer)
-    return Prepared(recipe, the_plan, tokenizer, splits, ledger, trainer)
+    return Prepared(recipe, the_plan, tokenizer, splits, data.ledger, data.findings, trainer)
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """The audited rows of a recipe, with the tokenizer that made them; no model is loaded for them."""
+
+    recipe: Recipe
+    tokenizer: PreTrainedTokenizerBase
+    stops: frozenset[int]
+    """Token ids that generation stops on."""
+    splits: Splits
+    ledger: Ledger
+    findings: list[Finding]
+    """What is wrong with the rows, errors first; none of them has stopped anything yet."""
+
+
+def prepare_data(recipe: Recipe, *, narrator: Narrator | None = None) -> PreparedData:
+    """Read, tokenize, mask and audit the rows; raises RecipeError, DataError or SetupError."""
+    narrator = narrator or Narrator()
+    tokenizer = load_tokenizer(recipe)
+    stops = load_stop_ids(recipe, tokenizer)
+    splits, ledger = load_rows(recipe, tokenizer, stops, narrator)
+    for name, sources in (("train", recipe.data.train), ("eval", eval_sources(recipe))):
+        for source in sources:
+            if source.format == "auto":
+                chosen = format_of(source, recipe.folder)
+                narrator.say(f"{name}: {source.path}: format {chosen.format.name}, because {chosen.reason}")
+    for line in ledger.sentences():
+        narrator.say(line)
+    return PreparedData(recipe, tokenizer, stops, splits, ledger, audit(splits, ledger, tokenizer, stops, recipe))
+
+
+def load_rows(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, stops: frozenset[int], narrator: Narrator
+) -> tuple[Splits, Ledger]:
+    """Read, tokenize and mask the rows with the recipe's `max_length` and seed; raises what `load_splits` raises."""
+    length, seed = setting(recipe, "max_length"), int(setting(recipe, "seed"))
+    return load_splits(recipe, tokenizer, stops, max_length=length, seed=seed, narrate=narrator.say)
 
 
 def set_up_rewards(recipe: Recipe, rows: Sequence[Row]) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmkit.data.prepare import load_splits
 from llmkit.data.splits import Splits
 from llmkit.errors import DataError, RecipeError, SetupError
 from llmkit.evaluation.base import Score
@@ -21,7 +20,7 @@ from llmkit.runs import scoring
 from llmkit.runs.checks import check, setting
 from llmkit.runs.exporting import export_all
 from llmkit.runs.folder import RunFolder
-from llmkit.runs.prepare import plan, set_up_rewards
+from llmkit.runs.prepare import load_rows, plan, set_up_rewards
 from llmkit.runs.progress import Narrator
 
 if TYPE_CHECKING:
@@ -81,12 +80,8 @@ def _with_model(recipe: Recipe, path: Path) -> Recipe:
 
 
 def _splits(opened: Reopened) -> Splits:
-    recipe = opened.recipe
-    stops = load_stop_ids(recipe, opened.tokenizer)
-    splits, _ = load_splits(
-        recipe, opened.tokenizer, stops, max_length=setting(recipe, "max_length"), seed=int(setting(recipe, "seed"))
-    )
-    return splits
+    stops = load_stop_ids(opened.recipe, opened.tokenizer)
+    return load_rows(opened.recipe, opened.tokenizer, stops, Narrator())[0]
 
 
 def evaluate(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from llmkit.evaluation.base import Score
 from llmkit.exports.adapter import check_adapter
 from llmkit.exports.base import Exported, Trained
 from llmkit.planning.plan import Plan
+from llmkit.recipe.places import file_hash, text_hash
 from llmkit.recipe.recipe import Recipe
 from llmkit.runs import scoring
 from llmkit.runs.checks import check, setting
@@ -24,9 +26,7 @@ from llmkit.runs.folder import (
     data_hashes,
     disk_full_explained,
     environment,
-    file_hash,
     require_space,
-    text_hash,
 )
 from llmkit.runs.prepare import Prepared, plan, prepare
 from llmkit.runs.progress import Narrator, outcome, training_callback
@@ -153,8 +153,9 @@ def _record(folder: RunFolder, recipe: Recipe, the_plan: Plan) -> None:
 
 
 def _record_inputs(folder: RunFolder, prepared: Prepared) -> None:
-    """Write what was read: the ledger of the rows, and hashes of tokenizer, template and weights."""
-    folder.write_json("ledger.json", prepared.ledger.to_dict())
+    """Write what was read: the ledger of the rows, what the audit found, hashes of tokenizer, template and weights."""
+    _record_rows(folder, prepared)
+    folder.write_json("audit.json", [asdict(finding) for finding in prepared.findings])
     backend = getattr(prepared.tokenizer, "backend_tokenizer", None)
     weights = Path(str(prepared.model.config._name_or_path))
     folder.update_lock(
@@ -165,6 +166,16 @@ def _record_inputs(folder: RunFolder, prepared: Prepared) -> None:
     )
 
 
+def _record_rows(folder: RunFolder, prepared: Prepared) -> None:
+    """Write what became of every row, and which could not be read and why."""
+    packed = getattr(prepared.trainer, "packed", {})
+    prepared.ledger.packed = {split: asdict(found) for split, found in packed.items()}
+    folder.write_json("ledger.json", prepared.ledger.to_dict())
+    broken = [json.dumps(asdict(row), ensure_ascii=False) for row in prepared.ledger.broken()]
+    if broken:
+        folder.write_text("quarantine.jsonl", "\n".join(broken) + "\n")
+
+
 def _train_and_judge(
     prepared: Prepared, base: list[Score], folder: RunFolder, resume: bool, narrator: Narrator
 ) -> RunResult:
@@ -173,6 +184,10 @@ def _train_and_judge(
     trainer.train(resume_from_checkpoint=_checkpoint(folder, resume, narrator))
     # accelerate leaves its autocast around the model: what is scored and exported computes as it will when loaded.
     trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    if prepared.splits.stream is not None:
+        _record_rows(folder, prepared)
+        for line in prepared.ledger.sentences():
+            narrator.say(line)
     losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
     _save(prepared, folder)
     if losses:

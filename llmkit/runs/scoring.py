@@ -28,7 +28,7 @@ def score(
     evaluations: tuple[Evaluation, ...],
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    rows: tuple[Row, ...],
+    rows: Sequence[Row],
     *,
     seed: int,
     folder: Path,

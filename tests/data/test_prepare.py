@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from llmkit.data.prepare import check_data, load_splits
+from llmkit.data.checking import check_data
+from llmkit.data.prepare import load_splits
 from llmkit.errors import DataError, RecipeError
 from llmkit.recipe.recipe import Recipe
 
@@ -125,3 +126,77 @@ def test_the_counts_always_sum_to_the_rows_read(
     assert account["tokens"] == sum(len(r.input_ids) for r in splits.train)
     assert account["trained_tokens"] == sum(r.trained_tokens for r in splits.train)
     assert account["truncated"] == sum(r.truncated for r in splits.train)
+
+
+def test_pieces_of_a_long_row_stay_on_one_side_of_the_split(
+    recipe: Maker, rows_file: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    write(rows_file, [{"text": f"{i} " + "xyz"[i % 3] * (20 + 7 * i)} for i in range(24)])
+    splits, ledger = load(
+        recipe("data.train.0.format=text", "data.eval=0.3", "data.overflow=split"), tokenizer, max_length=16
+    )
+    train, held_out = ({row.where for row in rows} for rows in (splits.train, splits.eval))
+    assert not train & held_out
+    assert (len(train), len(held_out)) == (17, 7)
+    account = ledger.to_dict()["train"]["rows.jsonl"]
+    assert account["split"] == account["kept"] == 17
+    assert account["pieces"] == len(splits.train) > 17
+    assert max(len(row.input_ids) for row in splits.train) == 16
+
+
+def test_preferences_are_not_split(recipe: Maker) -> None:
+    with pytest.raises(RecipeError, match="can't cut preference rows"):
+        check_data(recipe("data.train.0.format=preference", "data.overflow=split", "method.type=dpo"))
+
+
+def test_the_mix_is_drawn_and_what_is_not_drawn_is_counted(
+    recipe: Maker, rows_file: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    write(rows_file.parent / "few.jsonl", [pair(f"other {i}", "yes") for i in range(4)])
+    sources = "[{path: rows.jsonl, weight: 2}, {path: few.jsonl, weight: 1, repeat: 2}]"
+    splits, ledger = load(recipe(f"data.train={sources}", "data.eval=null"), tokenizer)
+    assert len(splits.train) == 24
+    found = ledger.to_dict()
+    assert found["train"]["rows.jsonl"]["dropped"] == {"not drawn by the mix": 8}
+    assert {path: share["rows"] for path, share in found["mix"].items()} == {"rows.jsonl": 16, "few.jsonl": 8}
+    tokens = sum(len(row.input_ids) for row in splits.train if row.source == "few.jsonl")
+    assert found["mix"]["few.jsonl"]["tokens"] == tokens
+    assert found["mix"]["few.jsonl"]["token_share"] == tokens / sum(len(row.input_ids) for row in splits.train)
+    again, _ = load(recipe(f"data.train={sources}", "data.eval=null"), tokenizer)
+    assert again == splits
+
+
+def test_broken_rows_within_the_bound_are_left_out_and_listed(
+    recipe: Maker, rows_file: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    text = rows_file.read_text(encoding="utf-8").splitlines()
+    text[4] = '{"messages": 7}'
+    rows_file.write_text("\n".join(text), encoding="utf-8")
+    splits, ledger = load(recipe("data.eval=null", "data.broken=0.05"), tokenizer)
+    assert len(splits.train) == 23
+    assert ledger.to_dict()["train"]["rows.jsonl"]["broken"] == 1
+    (broken,) = ledger.broken()
+    assert broken.where == "rows.jsonl:5"
+    assert "must be a list of turns" in broken.reason
+
+
+def test_broken_rows_beyond_the_bound_stop_the_run_with_their_places(
+    recipe: Maker, rows_file: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    text = rows_file.read_text(encoding="utf-8").splitlines()
+    text[4] = text[9] = '{"messages": 7}'
+    rows_file.write_text("\n".join(text), encoding="utf-8")
+    with pytest.raises(
+        DataError, match=r"rows.jsonl:5: .*2 of the 24 rows read are broken\)\nrows.jsonl:10: "
+    ) as caught:
+        load(recipe("data.eval=null", "data.broken=0.05"), tokenizer)
+    assert "now 0.05" in str(caught.value.remedy)
+
+
+def test_a_file_of_broken_rows_is_not_read_to_its_end(
+    recipe: Maker, rows_file: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    good = rows_file.read_text(encoding="utf-8").splitlines()[0]
+    rows_file.write_text("\n".join([good, *['{"messages": 7}'] * 5000]), encoding="utf-8")
+    with pytest.raises(DataError, match="999 of the 999 rows read are broken"):
+        load(recipe("data.eval=null"), tokenizer)

@@ -1,0 +1,102 @@
+"""What a recipe says of its data, checked before any of it is tokenized. Imports neither torch nor numpy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmkit.data.shapes import Shape
+from llmkit.data.sources import check_source, common_shape, format_of
+from llmkit.errors import RecipeError
+
+if TYPE_CHECKING:
+    from llmkit.recipe.recipe import Data, Recipe, Source
+
+SEQUENCES = (Shape.CONVERSATION, Shape.TEXT, Shape.PROMPT_COMPLETION)
+"""Shapes whose rows are a single sequence."""
+
+
+def check_data(recipe: Recipe, *, read: bool = False) -> Shape | None:
+    """Check that the sources exist, and that the method can learn from their shape.
+
+    Without `read`, no row is read; the shape is None if it can't be known then (`format: auto`). Raises RecipeError,
+    DataError or SetupError.
+    """
+    sources = [*recipe.data.train, *eval_sources(recipe)]
+    for source in sources:
+        check_source(source, recipe.folder)
+    check_mix(recipe.data)
+    check_streaming(recipe)
+    shape = common_shape(sources, recipe.folder, read=read)
+    if shape is not None and shape not in recipe.method.accepts:
+        raise _wrong_shape(recipe, shape)
+    if shape is not None and shape not in SEQUENCES and recipe.data.overflow == "split":
+        raise RecipeError(f"`data.overflow: split` can't cut {shape} rows: their answers belong to one prompt")
+    return shape
+
+
+def _wrong_shape(recipe: Recipe, shape: Shape) -> RecipeError:
+    first = recipe.data.train[0]
+    name, reason = first.format, ""
+    if first.format == "auto":
+        chosen = format_of(first, recipe.folder)
+        name, reason = chosen.format.name, f" ({chosen.reason})"
+    remedy = None
+    if shape is Shape.PROMPT:
+        remedy = "If a column of the rows is the answer, name it: `columns: {completion: response}`."
+    return RecipeError(
+        f"method {recipe.method.type!r} learns from {', '.join(sorted(recipe.method.accepts))} rows, but format "
+        f"{name!r} gives {shape} rows{reason}",
+        where=first.path,
+        remedy=remedy,
+    )
+
+
+def eval_sources(recipe: Recipe) -> tuple[Source, ...]:
+    """Return the sources of held-out rows; none where they are a share of the training rows."""
+    return recipe.data.eval if isinstance(recipe.data.eval, tuple) else ()
+
+
+def check_mix(data: Data) -> None:
+    """Raise RecipeError where weights are given to some sources only, or beside a temperature."""
+    weighted = [source.path for source in data.train if source.weight is not None]
+    if weighted and data.temperature is not None:
+        raise RecipeError(
+            "`data.temperature` and the sources' `weight` both say how sources are mixed", remedy="Keep one of them."
+        )
+    if weighted and len(weighted) < len(data.train):
+        bare = ", ".join(source.path for source in data.train if source.weight is None)
+        raise RecipeError(f"some sources have a `weight`, and {bare} has none", remedy="Give one to all, or to none.")
+
+
+def check_streaming(recipe: Recipe) -> None:
+    """Raise RecipeError for what a stream can't do, because it is not known how many rows it has."""
+    data, training = recipe.data, recipe.training.kwargs()
+    if not data.streaming:
+        return
+    problems = {
+        "`data.eval` can't be a share of a stream": (isinstance(data.eval, float), "Give it sources of its own."),
+        f"method {recipe.method.type!r} needs all rows at once": (recipe.method.type != "sft", "Use `method: sft`."),
+        "a stream has no end that epochs could be counted by": (
+            training.get("max_steps", -1) < 1,
+            "Set `training.max_steps`.",
+        ),
+        "`data.temperature` needs to know how many rows there are": (
+            data.temperature is not None,
+            "Give each source a `weight`.",
+        ),
+        "several streams need a `weight` each": (
+            len(data.train) > 1 and any(source.weight is None for source in data.train),
+            "It is the share of rows that come from the source.",
+        ),
+        "a stream can't `repeat` its rows": (
+            any(source.repeat > 1 for source in data.train),
+            "Raise the source's `weight`; a stream that ends is read again until `training.max_steps`.",
+        ),
+        "`training.packing` needs the lengths of all rows": (
+            bool(training.get("packing")),
+            "Leave out `packing` or `data.streaming`.",
+        ),
+    }
+    for what, (applies, remedy) in problems.items():
+        if applies:
+            raise RecipeError(f"`data.streaming`: {what}", remedy=remedy)

@@ -1,0 +1,146 @@
+"""One source at a time: read, converted, tokenized, fitted; kept in a file, with an account of every row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmkit.data import cache
+from llmkit.data.fitting import check_start, fitted
+from llmkit.data.ledger import Account
+from llmkit.data.shapes import RowError, Shape, UnlearnableError
+from llmkit.data.sources import read_examples
+from llmkit.data.splits import Row
+from llmkit.data.store import Listed, Rows, Shard, Stored, Writer
+from llmkit.data.tokens import Rules, tokenize
+from llmkit.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from llmkit.recipe.recipe import Recipe, Source
+
+BATCH = 1000
+"""Rows that are tokenized and written at a time."""
+SURELY_BROKEN = 100
+"""Broken rows from which on reading stops early if their share is too large so far."""
+
+
+def account_name(source: Source) -> str:
+    """Return the name that a source's rows are accounted under."""
+    return f"{source.path}:{source.split}" if source.split else source.path
+
+
+class Reader:
+    """Turns sources into tokenized rows and keeps their accounts."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        tokenizer: PreTrainedTokenizerBase,
+        stops: frozenset[int],
+        shape: Shape,
+        max_length: int | None,
+        narrate: Callable[[str], None],
+    ) -> None:
+        self.data, self.folder, self.shape, self.narrate = recipe.data, recipe.folder, shape, narrate
+        self.tokenizer, self.stops, self.max_length = tokenizer, stops, max_length
+        self.rules = Rules(train_on=recipe.data.train_on, reasoning=recipe.data.reasoning)
+
+    def rows(self, sources: Iterable[Source], accounts: dict[str, Account]) -> Rows:
+        """Return the kept rows of `sources`, one shard each, and add to their accounts."""
+        shards = []
+        for source in sources:
+            shard, account = self._shard(source)
+            account.keep(Rows([shard]))
+            check_broken(account, source, self.data.broken)
+            accounts.setdefault(account_name(source), Account()).add(account)
+            shards.append(shard)
+        return Rows(shards)
+
+    def _shard(self, source: Source) -> tuple[Shard, Account]:
+        account = Account()
+        if self.shape is Shape.PROMPT:
+            # Rewards get the row itself, with its tuples and missing keys, which no file would give back.
+            return Listed(row for batch in self.batches(source, account) for row in batch), account
+        name = cache.key(
+            source,
+            self.folder,
+            self.tokenizer,
+            shape=self.shape,
+            stops=sorted(self.stops),
+            max_length=self.max_length,
+            overflow=self.data.overflow,
+            rules=repr(self.rules),
+            broken=self.data.broken,
+        )
+        path, noted = cache.prepared(name, lambda path: self._write(source, path))
+        return Stored(path, account_name(source)), Account.from_cache(noted)
+
+    def _write(self, source: Source, path: Path) -> Mapping[str, Any]:
+        account, writer, done = Account(), Writer(path), 0
+        for batch in self.batches(source, account):
+            writer.write(batch)
+            done += len(batch)
+            if done % (50 * BATCH) < len(batch) and done >= 50 * BATCH:
+                self.narrate(f"{source.path}: {done:,} rows prepared")
+        writer.close()
+        return account.to_cache()
+
+    def batches(self, source: Source, account: Account, batch: int = BATCH) -> Iterator[list[Row]]:
+        """Yield the kept rows, by `batch` rows that were read; those that are not kept are counted."""
+        examples = read_examples(source, self.folder)
+        seen = 0
+        while found := list(islice(examples, batch)):
+            seen += len(found)
+            yield list(self._kept(found, account_name(source), account))
+            if len(account.broken) > max(SURELY_BROKEN, self.data.broken * seen):
+                raise _too_many_broken(account, source, self.data.broken)
+
+    def _kept(self, found: list[tuple[str, Any]], name: str, account: Account) -> Iterator[Row]:
+        """Yield the rows of a batch that training can use; count the others."""
+        good = []
+        for where, example in found:
+            if isinstance(example, RowError):
+                _leave_out(account, where, example)
+            else:
+                good.append((where, example))
+        tokenized = tokenize(self.tokenizer, self.shape, [example for _, example in good], self.stops, self.rules)
+        for (where, example), tokens in zip(good, tokenized, strict=True):
+            if isinstance(tokens, RowError):
+                _leave_out(account, where, tokens)
+                continue
+            row = Row(where, example, tokens, name)
+            check_start(row, self.tokenizer)
+            rows = fitted(row, self.max_length, self.data.overflow)
+            if isinstance(rows, str):
+                account.drop(rows, where)
+            else:
+                yield from rows
+
+
+def _leave_out(account: Account, where: str, error: RowError) -> None:
+    if isinstance(error, UnlearnableError):
+        account.drop(str(error), where)
+    else:
+        account.quarantine(where, str(error))
+
+
+def check_broken(account: Account, source: Source, allowed: float) -> None:
+    """Raise DataError if more than the `allowed` share of the rows read is broken."""
+    if len(account.broken) > allowed * account.read:
+        raise _too_many_broken(account, source, allowed)
+
+
+def _too_many_broken(account: Account, source: Source, allowed: float) -> DataError:
+    count, first = len(account.broken), account.broken[0]
+    others = [f"{broken.where}: {broken.reason}" for broken in account.broken[1:4]]
+    more = f" ({count} of the {account.read} rows read are broken)" if count > 1 else ""
+    mend = f"Mend the rows or {source.python}" if source.python else "Mend the rows"
+    return DataError(
+        "\n".join([f"{first.reason}{more}", *others]),
+        where=first.where,
+        remedy=f"{mend}, or raise `data.broken`, the share of rows that may be left out (now {allowed:g}).",
+    )
