@@ -257,8 +257,9 @@ def test_every_variant_is_in_the_reference_and_on_a_page(room: str) -> None:
         (),
         ("adapter.lora_dropout=0.2", "training.gradient_accumulation_steps=2", "training.max_steps=5"),
         ("adapter=null", "training.max_steps=-1", "training.num_train_epochs=1.5", "training.learning_rate=1e-3"),
+        ("training.packing=true", "training.max_length=64"),
     ],
-    ids=["plain", "accumulated", "full"],
+    ids=["plain", "accumulated", "full", "packed"],
 )
 def test_custom_loop_computes_what_run_computes(overrides: tuple[str, ...], recipe_file: Path, tmp_path: Path) -> None:
     import llmkit

@@ -35,7 +35,7 @@ def score_trained_positions(model: Any) -> None:
         mask_BT = labels[:, 1:] != -100
         if not mask_BT.any():
             return fused(*args, fused_lm_head=True, labels=labels, **kwargs)
-        with _kept(self.base_model, mask_BT):
+        with kept(self.base_model, mask_BT):
             found = fused(*args, fused_lm_head=True, shift_labels=labels[:, 1:][mask_BT].unsqueeze(0), **kwargs)
         spread = {name: _spread(getattr(found, name), mask_BT) for name in PER_TOKEN}
         return FusedCausalLMOutput(loss=found.loss, aux_loss=found.aux_loss, **spread)
@@ -45,8 +45,11 @@ def score_trained_positions(model: Any) -> None:
 
 
 @contextmanager
-def _kept(backbone: torch.nn.Module, mask_BT: torch.Tensor) -> Iterator[None]:
-    """Let the backbone return the hidden states of the masked positions alone, as one row."""
+def kept(backbone: torch.nn.Module, mask_BT: torch.Tensor) -> Iterator[None]:
+    """Let the backbone return the hidden states of the masked positions alone, as one row.
+
+    `mask_BT` leaves out the last position, which predicts nothing.
+    """
 
     def keep(module: torch.nn.Module, args: Any, output: Any) -> Any:
         hidden_BTH = output.last_hidden_state[:, :-1]

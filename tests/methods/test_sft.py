@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from llmkit.recipe.recipe import Recipe
 from llmkit.runs.prepare import Prepared, prepare
+from llmkit.runs.progress import Narrator
 
 Maker = Callable[..., Recipe]
 PLAIN = (
@@ -102,12 +104,23 @@ def test_the_loss_at_trained_positions_is_trls(recipe: Maker) -> None:
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
-def test_trained_positions_are_those_before_a_trained_token() -> None:
-    from llmkit.methods._trained_tokens import trained_positions
+def test_the_head_sees_the_trained_positions_only(recipe: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = prepare(recipe("training.save_strategy=no"))
+    batch = next(iter(prepared.trainer.get_train_dataloader()))
+    head, seen = prepared.model.get_output_embeddings(), []
+    monkeypatch.setattr(head, "forward", lambda hidden: seen.append(hidden) or torch.nn.Linear.forward(head, hidden))
+    prepared.trainer.compute_loss(prepared.model.train(), dict(batch))
+    assert [hidden.shape[:2].numel() for hidden in seen] == [int((batch["labels"][:, 1:] != -100).sum())]
 
-    labels = torch.tensor([[-100, -100, 5, -100], [-100, -100, -100, 6]])
-    assert trained_positions(labels).tolist() == [1, 2]
-    assert trained_positions(torch.full((2, 4), -100)).tolist() == [0]
+
+def test_a_batch_that_trains_nothing_costs_nothing(recipe: Maker) -> None:
+    prepared = prepare(recipe("training.save_strategy=no"))
+    batch = next(iter(prepared.trainer.get_train_dataloader()))
+    batch["labels"][:] = -100
+    loss = prepared.trainer.compute_loss(prepared.model.train(), batch, num_items_in_batch=0)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert all(float(p.grad.abs().sum()) == 0.0 for p in prepared.model.parameters() if p.grad is not None)
 
 
 def test_real_tokens_are_logged_without_padding(recipe: Maker) -> None:
@@ -158,3 +171,48 @@ def test_an_adapter_on_a_quantized_base_goes_on_from_its_very_values(recipe: Mak
     found = {n.replace(".default", ""): p for n, p in going_on.named_parameters() if p.requires_grad}
     assert found.keys() == saved.keys()
     assert all(torch.equal(found[name].detach(), saved[name]) for name in saved)
+
+
+@pytest.mark.usefixtures("uneven_rows")
+@pytest.mark.parametrize("adapter", ["adapter=null", "adapter.r=4"], ids=["full", "lora"])
+def test_packed_steps_are_those_of_padded_batches(recipe: Maker, adapter: str) -> None:
+    """All 16 rows are in every step: then it does not matter which of them share a sequence."""
+    common = (adapter, "data.eval=null", "training.max_steps=3", "training.per_device_train_batch_size=16", *PLAIN)
+    _, padded = trained(recipe(*common))
+    packed, losses = trained(recipe(*common, "training.packing=true", "training.max_length=64"))
+    assert packed.trainer.packed["train"].sequences < 16
+    assert losses == pytest.approx(padded, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_packed_rows_are_proven_apart_on_a_quantized_base(recipe: Maker, kind: str) -> None:
+    prepared, losses = trained(recipe(f"quantization={{type: {kind}}}", "training.packing=true", *PLAIN))
+    assert prepared.trainer.packed["train"].rows == len(prepared.splits.train)
+    assert losses
+
+
+def test_what_packing_did_is_said(recipe: Maker) -> None:
+    said: list[str] = []
+    narrator = Narrator()
+    narrator.say = said.append  # type: ignore[method-assign]
+    prepare(recipe("training.packing=true", "training.max_length=64", "training.save_strategy=no"), narrator=narrator)
+    [line] = [line for line in said if "packed" in line]
+    assert re.fullmatch(
+        r"train: packed 18 rows into \d+ sequences of at most 64 tokens: \d+\.\d% padding instead of \d+\.\d%", line
+    )
+
+
+@pytest.mark.parametrize(
+    "training",
+    [("training.packing=true", "training.max_length=64"), ("training.padding_free=true",)],
+    ids=["packing", "padding free"],
+)
+def test_a_loop_of_ones_own_computes_the_packed_run(recipe: Maker, training: tuple[str, ...]) -> None:
+    """The loop of docs/custom_loop.md, on the batches of `prepare(...).loop()`."""
+    page = (Path(__file__).parents[2] / "docs" / "custom_loop.md").read_text(encoding="utf-8")
+    [source] = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "def train(" in block]
+    names: dict[str, Any] = {}
+    exec(compile(source, "custom_loop.md", "exec"), names)
+    the_recipe = recipe(*training, "training.max_steps=4", "training.gradient_accumulation_steps=2", *PLAIN[1:])
+    _, losses = trained(the_recipe)
+    assert names["train"](prepare(the_recipe)) == pytest.approx(losses, abs=1e-5)

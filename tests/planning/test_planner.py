@@ -544,3 +544,21 @@ def test_more_memory_or_a_smaller_model_never_gets_a_smaller_plan(
 def test_checkpointing_never_keeps_more_than_it_saves(setup: str, hardware: Hardware, parameters: int) -> None:
     kept, checkpointed = rows_bytes(setup, hardware, parameters)
     assert checkpointed <= kept
+
+
+@pytest.mark.parametrize(("length", "batch"), [(1024, 1), (512, 2), (256, 4), (64, 8)])
+def test_a_cpu_takes_as_many_packed_sequences_as_fill_it(length: int, batch: int) -> None:
+    found = decide("lora", CPU_BF16, billions(0.1), training={"packing": True, "max_length": length})
+    assert (found[BATCH], found["training.gradient_accumulation_steps"]) == (batch, 8 // batch)
+    reasons = {d.key: d.reason for d in found.decisions}
+    assert f"a sequence filled with rows, up to {length:,} tokens" in reasons[BATCH]
+    assert reasons["training.gradient_accumulation_steps"].endswith("8 sequences per step, each filled with rows")
+
+
+def test_a_gpu_takes_as_many_packed_sequences_as_fit() -> None:
+    plain = decide("lora", RTX4090, billions(1.5))
+    packed = decide("lora", RTX4090, billions(1.5), training={"packing": True})
+    assert packed[BATCH] == plain[BATCH]
+    reasons = {d.key: d.reason for d in packed.decisions}
+    assert reasons[BATCH].endswith("; each is a sequence filled with rows, up to 1,024 tokens")
+    assert "filled" not in {d.key: d.reason for d in plain.decisions}[BATCH]
