@@ -11,25 +11,29 @@ import json
 import math
 import os
 import statistics
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llmkit.data.shapes import RowError, Shape
 from llmkit.data.splits import Row
-from llmkit.data.tokens import tokenize
-from llmkit.errors import DataError, RecipeError, SetupError
-from llmkit.model.generation import Continuation, sample
-from llmkit.model.loading import load_stop_ids
-from llmkit.planning.plan import Plan
+from llmkit.errors import DataError
 from llmkit.recipe.recipe import Recipe
-from llmkit.rewards.base import score_part, total
+from llmkit.runs.drawing import (
+    ENOUGH,
+    Sampled,
+    draw,
+    golden_level,
+    make_folder,
+    positions,
+    prompt_ids,
+    require_single_answers,
+    sampling_kwargs,
+    score,
+)
 from llmkit.runs.folder import captured_logs, quiet_handler
 from llmkit.runs.pace import Pace, generation_batch, learning_seconds, pace_of, planned
-from llmkit.runs.probes import STAND_IN, golden_answers, prompt_text
 from llmkit.runs.progress import Narrator
 from llmkit.runs.reopen import Reopened, open_model
 from llmkit.runs.workbench import require_rewards, spread_out, training_rows
@@ -40,25 +44,6 @@ MUCH_CLIPPED = 0.2
 
 MOST = 0.5
 """Share of groups without signal that is worth a sentence."""
-
-ENOUGH = 1e-9
-"""Rewards that differ by less are the same: weighted sums round."""
-
-OWN = frozenset({"do_sample", "eos_token_id", "pad_token_id", "use_cache", "num_beams"})
-"""Keys of `training.generation_kwargs` that sampling sets itself, here as in the run."""
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """One answer of the base model; `tokens` counts the end token, `parts` has each reward without its weight."""
-
-    where: str
-    prompt: str
-    completion: str
-    tokens: int
-    clipped: bool
-    total: float
-    parts: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -146,30 +131,29 @@ def preflight(
     SetupError before anything is sampled, SetupError if a batch doesn't fit in memory, RunError where a reward fails.
     """
     require_rewards(recipe)
-    if getattr(recipe.method, "tools", ()) or getattr(recipe.method, "environment", None):
-        raise RecipeError(
-            "preflight samples single answers, and this method's go back and forth with tools",
-            remedy="Leave out `method.tools` and `method.environment` to see what the model earns without them.",
-        )
+    require_single_answers(recipe, "preflight")
     if out is not None and out.exists():
         raise DataError(f"{out} exists already, and is not overwritten")
     narrator = narrator or Narrator()
     every_row = training_rows(recipe)
     rows = spread_out(every_row, prompts)
     if out is not None:
-        _make_folder(out.parent)
+        make_folder(out.parent)
     with captured_logs(quiet_handler()):
         opened = open_model(recipe, None)
-        ids = _prompt_ids(opened, rows)
+        ids = prompt_ids(opened, rows)
         longest = _longest(opened, rows, ids, every_row)
         narrator.say(f"{len(rows)} prompts x {samples} answers of {recipe.model.name}")
-        found, generating = _sample(opened, ids, samples, narrator)
-        parts, scoring = _score(recipe, rows, samples, found)
+        settings = sampling_kwargs(recipe, opened.plan)
+        # As many at once as the trainer samples, so that the time is the run's.
+        at_once = max(1, round(generation_batch(recipe, opened.plan)))
+        with narrator.bar("sampling", len(rows) * samples) as bar:
+            found, generating = draw(opened, ids, samples, settings, batch_size=at_once, on_done=bar.update)
+        answers, scoring = score(recipe, rows, samples, found)
         learning = learning_seconds(opened, [prompt for prompt in ids for _ in range(samples)], found)
-    answers = _answers(recipe, rows, samples, found, parts)
     level = _passing(recipe, rows, [answer.total for answer in answers]) if pass_at is None else (pass_at, "given")
     pace = pace_of(recipe, opened.plan, len(every_row), len(answers), generating, scoring, learning)
-    length = int(sampling(recipe, opened.plan)["max_new_tokens"])
+    length = int(settings["max_new_tokens"])
     group = int(planned(recipe, opened.plan, "num_generations"))
     result = summarize(
         answers, samples, group=group, pass_at=level, max_completion_length=length, pace=pace, longest=longest
@@ -249,16 +233,9 @@ def summarize(
 
 def _passing(recipe: Recipe, rows: Sequence[Row], totals: Sequence[float]) -> tuple[float, str]:
     """Return the total from which an answer passes, and where it comes from."""
-    told, source = golden_answers(recipe.rewards, rows)
-    golden = []
-    for row, texts in zip(rows, zip(*told, strict=True), strict=True):
-        known = [text for text in dict.fromkeys(texts) if text is not None]
-        if known and source is not STAND_IN:
-            parts = [score_part(reward, known, [row] * len(known)) for reward in recipe.rewards]
-            golden.append(max(total(recipe.rewards, parts)))
-    if golden:
-        # The median: a row whose golden answer earns nothing must not let everything pass.
-        return statistics.median(golden), "golden answers"
+    golden = golden_level(recipe, rows)
+    if golden is not None:
+        return golden, "golden answers"
     if max(totals) - min(totals) > ENOUGH:
         return max(totals), "the best answer seen"
     return 1.0, "no answer stood out"
@@ -317,115 +294,12 @@ def _about_signal(found: Preflight) -> list[str]:
     return [f"The signal is fine: {1 - silent.share:.0%} of the groups of {found.group} have answers to compare."]
 
 
-# --- sampling and scoring --------------------------------------------------------------------------------------------
-
-
-def sampling(recipe: Recipe, the_plan: Plan) -> dict[str, Any]:
-    """Return how the run samples: limit, temperature, seed, and further settings of transformers' GenerationConfig.
-
-    `training.generation_kwargs` win over the fields of the same meaning, as in TRL. Raises RecipeError where they are
-    no object, or ask for beams.
-    """
-    names = ("top_p", "top_k", "min_p", "repetition_penalty")
-    fields = {name: planned(recipe, the_plan, name) for name in names}
-    further = _generation_kwargs(recipe, the_plan)
-    return {
-        "max_new_tokens": int(planned(recipe, the_plan, "max_completion_length")),
-        "temperature": float(planned(recipe, the_plan, "temperature")),
-        "seed": int(planned(recipe, the_plan, "seed")),
-        **{name: value for name, value in fields.items() if value is not None},
-        **{name: value for name, value in further.items() if name not in OWN},
-        # What is greedy in the run is greedy here.
-        **({"temperature": 0.0} if further.get("do_sample") is False else {}),
-    }
-
-
-def _generation_kwargs(recipe: Recipe, the_plan: Plan) -> dict[str, Any]:
-    given = planned(recipe, the_plan, "generation_kwargs") or {}
-    if isinstance(given, str):
-        try:
-            given = json.loads(given)
-        except json.JSONDecodeError as error:
-            raise RecipeError(f"`training.generation_kwargs` is not JSON: {error}") from error
-    if not isinstance(given, dict):
-        raise RecipeError(f"`training.generation_kwargs` must be an object, not {given!r}")
-    if given.get("num_beams", 1) != 1:
-        raise RecipeError(
-            "preflight samples without beams, and `training.generation_kwargs` has `num_beams`",
-            remedy="Leave `num_beams` out to see what the model earns without them.",
-        )
-    return dict(given)
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SetupError(f"the folder {folder} of --out can't be made: {error.strerror}") from error
-
-
-def _prompt_ids(opened: Reopened, rows: Sequence[Row]) -> list[list[int]]:
-    """Return the tokens of each prompt, made as for training."""
-    stops = load_stop_ids(opened.recipe, opened.tokenizer)
-    found = []
-    for row in rows:
-        try:
-            found.append(tokenize(opened.tokenizer, Shape.PROMPT, row.example, stops)["prompt_ids"])
-        except RowError as error:
-            raise DataError(str(error), where=row.where) from error
-    return found
+# --- the longest prompt ----------------------------------------------------------------------------------------------
 
 
 def _longest(opened: Reopened, rows: Sequence[Row], ids: Sequence[list[int]], every_row: Sequence[Row]) -> Prompt:
     """Return the longest prompt among those sampled and the one of all rows that has the most characters."""
     wordy = max(every_row, key=lambda row: len(str(row.example["prompt"])))
-    pairs = [*zip(rows, ids, strict=True), (wordy, _prompt_ids(opened, [wordy])[0])]
+    pairs = [*zip(rows, ids, strict=True), (wordy, prompt_ids(opened, [wordy])[0])]
     row, tokens = max(pairs, key=lambda pair: len(pair[1]))
-    return Prompt(row.where, len(tokens), getattr(opened.model.config, "max_position_embeddings", None))
-
-
-def _sample(
-    opened: Reopened, prompts: Sequence[list[int]], samples: int, narrator: Narrator
-) -> tuple[list[Continuation], float]:
-    """Return `samples` answers to each prompt, one prompt's after another's, and the seconds they took."""
-    recipe, the_plan = opened.recipe, opened.plan
-    settings = sampling(recipe, the_plan)
-    repeated = [prompt for prompt in prompts for _ in range(samples)]
-    began = time.perf_counter()
-    with narrator.bar("sampling", len(repeated)) as bar:
-        found = sample(
-            opened.model,
-            opened.tokenizer,
-            repeated,
-            # As many at once as the trainer samples, so that the time is the run's.
-            batch_size=max(1, round(generation_batch(recipe, the_plan))),
-            on_done=bar.update,
-            **settings,
-        )
-    return found, time.perf_counter() - began
-
-
-def _score(
-    recipe: Recipe, rows: Sequence[Row], samples: int, found: Sequence[Continuation]
-) -> tuple[list[list[float]], float]:
-    """Return the scores of each reward, in the order of the answers, and the seconds they took."""
-    repeated = [row for row in rows for _ in range(samples)]
-    began = time.perf_counter()
-    parts = [score_part(reward, [answer.text for answer in found], repeated) for reward in recipe.rewards]
-    return parts, time.perf_counter() - began
-
-
-def _answers(
-    recipe: Recipe, rows: Sequence[Row], samples: int, found: Sequence[Continuation], parts: Sequence[Sequence[float]]
-) -> list[Sampled]:
-    totals = total(recipe.rewards, parts)
-    names = [reward.name for reward in recipe.rewards]
-    answers = []
-    for index, answer in enumerate(found):
-        row = rows[index // samples]
-        scores = {name: values[index] for name, values in zip(names, parts, strict=True)}
-        clipped = not answer.stopped
-        answers.append(
-            Sampled(row.where, prompt_text(row), answer.text, len(answer.tokens), clipped, totals[index], scores)
-        )
-    return answers
+    return Prompt(row.where, len(tokens), positions(opened))

@@ -16,15 +16,14 @@ from llmkit.model.generation import Continuation
 from llmkit.planning.plan import Decision, Plan
 from llmkit.recipe.recipe import Recipe
 from llmkit.runs import pace, report
+from llmkit.runs.drawing import Sampled, sampling_kwargs
 from llmkit.runs.pace import Pace, completions_per_step, generation_batch, steps_of_run
 from llmkit.runs.preflight import (
     Preflight,
     Prompt,
-    Sampled,
     Silent,
     pass_at_k,
     preflight,
-    sampling,
     silent_groups,
     summarize,
 )
@@ -72,7 +71,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[int], int], 
                 found.append(Continuation((5,) * (3 if good else 8), text, stopped=good))
             return found
 
-        monkeypatch.setattr("llmkit.runs.preflight.sample", sample)
+        monkeypatch.setattr("llmkit.runs.drawing.sample", sample)
 
     return set_policy
 
@@ -213,7 +212,7 @@ def test_generation_kwargs_win_as_they_do_in_trl(
 ) -> None:
     plain, made = rewarded("training.top_p=0.7"), rewarded("training.top_p=0.7", f"training.generation_kwargs={given}")
     further = {"no_repeat_ngram_size": 2} if "ngram" in given else {}
-    assert sampling(made, plan(made)) == {**sampling(plain, plan(plain)), **changed, **further}
+    assert sampling_kwargs(made, plan(made)) == {**sampling_kwargs(plain, plan(plain)), **changed, **further}
 
 
 def test_generation_kwargs_reach_a_real_model(rewarded: Callable[..., Recipe]) -> None:
@@ -230,7 +229,7 @@ def test_generation_kwargs_that_make_no_sense_are_refused(
 ) -> None:
     made = rewarded(f"training.generation_kwargs={given}")
     with pytest.raises(RecipeError, match=said):
-        sampling(made, plan(made))
+        sampling_kwargs(made, plan(made))
 
 
 def test_the_folder_of_the_figures_is_made_before_anything_is_sampled(
