@@ -162,6 +162,37 @@ def plan(
 
 
 @app.command()
+def data(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option(min=0, help="Rows to print: the first, the extremes, others at random.")] = 6,
+    source: Annotated[str | None, typer.Option(help="Print rows of this source only, by its path.")] = None,
+    html: Annotated[Path | None, typer.Option(help="File to write the same to, as a page.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File to write all figures and rows to.")] = None,
+) -> None:
+    """Show the rows as the model will see them, what is trained, left out and wrong; ends with 3 on an error."""
+    from llmkit.recipe.loading import load_recipe
+    from llmkit.runs.data_page import render
+    from llmkit.runs.data_report import print_seen
+    from llmkit.runs.prepare import prepare_data
+    from llmkit.runs.progress import terminal
+    from llmkit.runs.seeing import FIGURES, PAGE, check_target, save, see
+
+    the_recipe = load_recipe(recipe, overrides or ())
+    for path, begins in ((html, PAGE), (json_file, FIGURES)):
+        if path is not None:
+            check_target(path, begins)
+    seen = see(prepare_data(the_recipe, narrator=terminal()), title=recipe.stem, count=rows, source=source)
+    print_seen(seen, _console())
+    if html is not None:
+        save(render(seen), html)
+    if json_file is not None:
+        save(seen.to_json(), json_file)
+    if not seen.passed:
+        raise typer.Exit(GATE_MISSED)
+
+
+@app.command()
 def reward(
     recipe: RecipeFile,
     overrides: Overrides = None,
@@ -202,6 +233,46 @@ def preflight(
     the_recipe = load_recipe(recipe, overrides or ())
     found = fly(the_recipe, prompts=prompts, samples=samples, pass_at=pass_at, out=out, narrator=terminal())
     print_preflight(found, _console())
+
+
+@app.command()
+def sample(
+    target: Target,
+    overrides: Overrides = None,
+    samples: Annotated[int, typer.Option("-n", "--samples", min=1, help="Answers to each prompt.")] = 8,
+    prompts: Annotated[int | None, typer.Option(min=1, help="Training prompts to answer; default: all.")] = None,
+    keep: Annotated[str, typer.Option(help="best (for SFT), pairs (best against worst, for DPO), or all.")] = "best",
+    threshold: Annotated[
+        float | None, typer.Option(help="Reward from which an answer is kept; default: what golden answers earn.")
+    ] = None,
+    margin: Annotated[float, typer.Option(min=0, help="Least difference between the rewards of a pair.")] = 0.0,
+    temperature: Annotated[float | None, typer.Option(help="Default: training.temperature.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Answers sampled at once; default: as many as the run would.")
+    ] = None,
+    truncated: Annotated[bool, typer.Option("--truncated", help="Keep answers that were cut off as well.")] = False,
+    out: Annotated[Path | None, typer.Option(help="JSONL file to write, or to go on with; default: NAME-KEEP.")] = None,
+) -> None:
+    """Make rows to train on: draw answers to the training prompts, score them, keep the good ones."""
+    from llmkit.runs.progress import terminal
+    from llmkit.runs.report import print_sampling
+    from llmkit.runs.sampling import sample as make_rows
+
+    found = make_rows(
+        target,
+        overrides or (),
+        samples=samples,
+        prompts=prompts,
+        keep=keep,
+        threshold=threshold,
+        margin=margin,
+        temperature=temperature,
+        batch_size=batch_size,
+        truncated=truncated,
+        out=out,
+        narrator=terminal(),
+    )
+    print_sampling(found, _console())
 
 
 @app.command("eval")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, PrivateAttr
 
 from llmkit.data import answers
-from llmkit.data.masks import end_token
+from llmkit.data.masks import end_token, raised
 from llmkit.data.shapes import RowError, UnlearnableError
 from llmkit.errors import SetupError
 from llmkit.model.scores import check_reward_folder, load_reward_model, score_sequences
@@ -93,9 +93,10 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], comple
     # Only the place where the answer ends is looked for here, so whatever the template ends a turn with will do.
     stops = frozenset({end_token(tokenizer), *tokenizer.all_special_ids, *tokenizer.added_tokens_decoder})
     try:
-        ids = answers.unpaired(tokenizer, example, stops)
+        ids = raised(answers.unpaired(tokenizer, [example], stops, rules=None)[0])
     except UnlearnableError:
-        return [*answers.prompt(tokenizer, example, stops)["prompt_ids"], end_token(tokenizer)]
+        prompt = raised(answers.prompts(tokenizer, [example], stops, rules=None)[0])
+        return [*prompt["prompt_ids"], end_token(tokenizer)]
     return ids["prompt_ids"] + ids["completion_ids"]
 
 

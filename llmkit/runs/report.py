@@ -1,4 +1,4 @@
-"""What commands print of what they found: scores and samples of a run, the reward workbench, the preflight."""
+"""What commands print of what they found: scores and samples of a run, the workbench, the preflight, rows made."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from llmkit.evaluation.base import Score
     from llmkit.runs.preflight import Preflight
     from llmkit.runs.runner import RunResult
+    from llmkit.runs.sampling import Sampling
     from llmkit.runs.workbench import Part, Workbench
 
 SHOWN_PASSES = (1, 2, 4, 8, 16, 32, 64)
@@ -107,6 +108,42 @@ def _taken(found: Preflight) -> Iterable[tuple[str, str]]:
         yield "", f"measured with `generate`; the run samples with {pace.engine}"
     long = f"{pace.hours:.1f} hours" if pace.hours >= 1 else f"{60 * pace.hours:.0f} minutes"
     yield "whole run", f"{pace.steps:,} steps, {long} of training"
+
+
+def print_sampling(found: Sampling, console: Console) -> None:
+    """Print what was kept, what the answers earned, and how to train on the file."""
+    tally = found.tally
+    console.print(_table(("", "answers"), _sampled(found), f"{tally.prompts} prompts x {found.samples} answers"))
+    console.print()
+    if tally.altered:
+        text = (
+            f"{tally.altered} of the {tally.kept} kept rows are not rendered as they were sampled: the chat template "
+            "leaves out a part of the answer, or adds one before it. Look at them before you train on them."
+        )
+        console.print(f"[bold yellow]warning:[/bold yellow] {_plain(text)}", highlight=False, soft_wrap=True)
+    if not tally.kept:
+        console.print(f"Nothing was kept, and {_plain(str(found.out))} is empty.", highlight=False, soft_wrap=True)
+        return
+    console.print(f"written: {_plain(str(found.out))}", highlight=False, soft_wrap=True)
+    console.print("next:    a recipe with these lines", highlight=False)
+    for line in found.recipe:
+        console.print(f"  {_plain(line)}", highlight=False, soft_wrap=True)
+    console.print("or, with a recipe that you have:", highlight=False)
+    console.print(f"  [bold]llmkit run RECIPE --set {_plain(found.override)}[/bold]", highlight=False, soft_wrap=True)
+
+
+def _sampled(found: Sampling) -> Iterable[tuple[str, str]]:
+    tally = found.tally
+    yield "prompts", f"{tally.prompts:,} read, {tally.answered:,} answered"
+    yield "  kept", f"{tally.kept:,} ({tally.kept / tally.prompts:.0%})"
+    for reason, count in sorted(tally.dropped.items()):
+        yield "  dropped", f"{count:,} ({reason})"
+    if found.passes is not None:
+        yield "pass@1", f"{found.passes:.1%} (an answer passes at {found.pass_at:.3g}: {found.pass_at_from})"
+    yield "mean reward", f"{tally.mean_reward:.3g}; of what was kept, {tally.mean_kept_reward:.3g}"
+    yield "cut off", f"{tally.clipped:,} of {tally.answers:,} answers"
+    yield "said twice", f"{tally.repeated:,} of {tally.answers:,} answers"
+    yield "speed", f"{tally.tokens_per_second:,.0f} tokens/s ({tally.tokens:,} tokens)"
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], title: str) -> Table:

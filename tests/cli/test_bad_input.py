@@ -72,7 +72,7 @@ def test_the_good_recipe_of_these_tests_is_valid(llmkit: Callable[..., Any], goo
 # --- the recipe ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["validate", "run", "plan", "show", "reward", "preflight", "eval", "chat"])
+@pytest.mark.parametrize("command", ["validate", "run", "plan", "show", "reward", "data", "sample", "eval"])
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -103,8 +103,8 @@ def test_help_and_validate_start_fast(tmp_path: Path) -> None:
 def test_help_lists_every_verb(llmkit: Callable[..., Any]) -> None:
     said = llmkit("--help")
     assert said.code == 0
-    verbs = ["run", "validate", "show", "plan", "reward", "preflight", "eval", "export", "chat", "generate"]
-    verbs += ["recipes", "schema", "doctor"]
+    verbs = ["run", "validate", "show", "plan", "data", "reward", "preflight", "eval", "export", "chat", "generate"]
+    verbs += ["sample", "recipes", "schema", "doctor"]
     assert [verb for verb in verbs if f" {verb} " not in said.out] == []
 
 
