@@ -182,7 +182,7 @@ def data(
     for path, begins in ((html, PAGE), (json_file, FIGURES)):
         if path is not None:
             check_target(path, begins)
-    seen = see(prepare_data(the_recipe, narrator=terminal()), title=recipe.stem, count=rows, source=source)
+    seen = see(prepare_data(the_recipe, narrator=terminal(), look=True), title=recipe.stem, count=rows, source=source)
     print_seen(seen, _console())
     if html is not None:
         save(render(seen), html)

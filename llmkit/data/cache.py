@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from datetime import date
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,7 @@ def key(source: Source, folder: Path, tokenizer: PreTrainedTokenizerBase, **sett
         "hashes": hashes,
         "tokenizer": backend.to_str(),
         "template": tokenizer.chat_template,
+        "day": str(date.today()) if "strftime_now" in str(tokenizer.chat_template) else None,
         "special": tokenizer.special_tokens_map,
         "settings": settings,
         "code": _code(),

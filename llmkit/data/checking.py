@@ -22,16 +22,32 @@ def check_data(recipe: Recipe, *, read: bool = False) -> Shape | None:
     DataError or SetupError.
     """
     sources = [*recipe.data.train, *eval_sources(recipe)]
-    for source in sources:
+    for source in (*sources, *recipe.data.audit.benchmarks):
         check_source(source, recipe.folder)
     check_mix(recipe.data)
     check_streaming(recipe)
     shape = common_shape(sources, recipe.folder, read=read)
     if shape is not None and shape not in recipe.method.accepts:
         raise _wrong_shape(recipe, shape)
-    if shape is not None and shape not in SEQUENCES and recipe.data.overflow == "split":
-        raise RecipeError(f"`data.overflow: split` can't cut {shape} rows: their answers belong to one prompt")
+    if shape is not None:
+        _check_rules(recipe, shape)
     return shape
+
+
+def _check_rules(recipe: Recipe, shape: Shape) -> None:
+    data = recipe.data
+    if shape not in SEQUENCES and data.overflow == "split":
+        raise RecipeError(
+            f"`data.overflow: split` can't cut {shape} rows: their answers belong to one prompt",
+            where=recipe.origin(("data", "overflow")),
+            remedy="Use drop, truncate or error.",
+        )
+    if shape is not Shape.CONVERSATION and data.train_on != "all":
+        raise RecipeError(
+            f"`data.train_on: {data.train_on}` chooses among the turns of conversations, and these are {shape} rows",
+            where=recipe.origin(("data", "train_on")),
+            remedy="Leave it out.",
+        )
 
 
 def _wrong_shape(recipe: Recipe, shape: Shape) -> RecipeError:

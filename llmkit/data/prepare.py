@@ -30,6 +30,11 @@ MOST_DROPPED = 0.5
 """A source that loses more than this share of its rows is a mistake and not a data set."""
 
 
+def stop(error: DataError) -> None:
+    """Raise `error`."""
+    raise error
+
+
 def load_splits(
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerBase,
@@ -38,31 +43,34 @@ def load_splits(
     max_length: int | None,
     seed: int,
     narrate: Callable[[str], None] = lambda text: None,
+    refuse: Callable[[DataError], None] = stop,
 ) -> tuple[Splits, Ledger]:
     """Read, convert, tokenize and mask the rows of `recipe`; hold out, and mix.
 
-    `max_length` is in tokens; `narrate` is told how far a long preparation is. Raises DataError with file and line for
-    a source with too many broken rows, and where a split ends up empty or mostly dropped. The same recipe and seed give
-    the same rows in the same order.
+    `max_length` is in tokens; `narrate` is told how far a long preparation is. `refuse` is given the error, with file
+    and line, for a source with too many rows that are broken or dropped; it raises it unless the rows are only to be
+    looked at. Raises DataError for a split without a usable row. The same recipe and seed give the same rows in the
+    same order.
     """
     shape = check_data(recipe, read=True)
     assert shape is not None
     ledger = Ledger()
-    reader = Reader(recipe, tokenizer, stops, shape, max_length, narrate)
+    reader = Reader(recipe, tokenizer, stops, shape, max_length, narrate, refuse)
     if recipe.data.streaming:
         held_out = reader.rows(eval_sources(recipe), ledger.eval)
-        _check_accounts(ledger.eval, held_out)
+        _check_accounts(ledger.eval, held_out, refuse)
         stream = open_stream(recipe, reader, held_out, ledger, seed)
         return Splits(shape, stream.head(), held_out, stream.dataset), ledger
     train = reader.rows(recipe.data.train, ledger.train)
-    _check_accounts(ledger.train, train)
+    _check_accounts(ledger.train, train, refuse)
     held_out = reader.rows(eval_sources(recipe), ledger.eval)
+    _check_accounts(ledger.eval, held_out, refuse)
     if isinstance(recipe.data.eval, float):
         train, held_out = _hold_out(train, recipe, seed, ledger)
     train = _without_overlap(train, held_out, recipe, ledger)
     train = _mixed(train, recipe, seed, ledger)
     for accounts, rows in ((ledger.train, train), (ledger.eval, held_out)):
-        _check_accounts(accounts, rows)
+        _check_rows(accounts, rows)
     _check_verdicts(train, ledger)
     return Splits(shape, train, held_out), ledger
 
@@ -147,16 +155,22 @@ def _shares(mixed: Rows, recipe: Recipe) -> dict[str, Share]:
     return found
 
 
-def _check_accounts(accounts: dict[str, Account], rows: Rows) -> None:
+def _check_accounts(accounts: dict[str, Account], rows: Rows, refuse: Callable[[DataError], None]) -> None:
     for name, account in accounts.items():
         lost = {reason: n for reason, n in account.dropped.items() if reason not in CHOSEN}
         if account.read and sum(lost.values()) > MOST_DROPPED * account.read:
             reasons = ", ".join(f"{n} {reason}" for reason, n in lost.items())
-            raise DataError(
-                f"{sum(lost.values())} of {account.read} rows can't be used: {reasons}",
-                where=name,
-                remedy="Raise training.max_length, choose data.overflow: truncate, or mend the rows.",
+            refuse(
+                DataError(
+                    f"{sum(lost.values())} of {account.read} rows can't be used: {reasons}",
+                    where=name,
+                    remedy="Raise training.max_length, choose data.overflow: truncate, or mend the rows.",
+                )
             )
+    _check_rows(accounts, rows)
+
+
+def _check_rows(accounts: dict[str, Account], rows: Rows) -> None:
     if accounts and not len(rows):
         raise DataError(f"no usable rows in {', '.join(accounts)}")
 

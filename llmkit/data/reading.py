@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from llmkit.data import cache
 from llmkit.data.fitting import check_start, fitted
 from llmkit.data.ledger import Account
+from llmkit.data.reasoning import ruled
 from llmkit.data.shapes import RowError, Shape, UnlearnableError
 from llmkit.data.sources import read_examples
 from llmkit.data.splits import Row
@@ -44,9 +45,10 @@ class Reader:
         shape: Shape,
         max_length: int | None,
         narrate: Callable[[str], None],
+        refuse: Callable[[DataError], None],
     ) -> None:
         self.data, self.folder, self.shape, self.narrate = recipe.data, recipe.folder, shape, narrate
-        self.tokenizer, self.stops, self.max_length = tokenizer, stops, max_length
+        self.tokenizer, self.stops, self.max_length, self.refuse = tokenizer, stops, max_length, refuse
         self.rules = Rules(train_on=recipe.data.train_on, reasoning=recipe.data.reasoning)
 
     def rows(self, sources: Iterable[Source], accounts: dict[str, Account]) -> Rows:
@@ -55,7 +57,8 @@ class Reader:
         for source in sources:
             shard, account = self._shard(source)
             account.keep(Rows([shard]))
-            check_broken(account, source, self.data.broken)
+            if error := too_many_broken(account, source, self.data.broken):
+                self.refuse(error)
             accounts.setdefault(account_name(source), Account()).add(account)
             shards.append(shard)
         return Rows(shards)
@@ -97,7 +100,7 @@ class Reader:
             seen += len(found)
             yield list(self._kept(found, account_name(source), account))
             if len(account.broken) > max(SURELY_BROKEN, self.data.broken * seen):
-                raise _too_many_broken(account, source, self.data.broken)
+                raise _broken(account, source, self.data.broken)
 
     def _kept(self, found: list[tuple[str, Any]], name: str, account: Account) -> Iterator[Row]:
         """Yield the rows of a batch that training can use; count the others."""
@@ -105,8 +108,11 @@ class Reader:
         for where, example in found:
             if isinstance(example, RowError):
                 _leave_out(account, where, example)
-            else:
-                good.append((where, example))
+                continue
+            try:
+                good.append((where, self._ruled(example)))
+            except RowError as error:
+                _leave_out(account, where, error)
         tokenized = tokenize(self.tokenizer, self.shape, [example for _, example in good], self.stops, self.rules)
         for (where, example), tokens in zip(good, tokenized, strict=True):
             if isinstance(tokens, RowError):
@@ -120,6 +126,12 @@ class Reader:
             else:
                 yield from rows
 
+    def _ruled(self, example: dict[str, Any]) -> dict[str, Any]:
+        """Return the example with the reasoning that the recipe keeps: scores and pages then show what is trained."""
+        if self.shape is not Shape.CONVERSATION:
+            return example
+        return example | {"messages": list(ruled(example["messages"], self.rules.reasoning))}
+
 
 def _leave_out(account: Account, where: str, error: RowError) -> None:
     if isinstance(error, UnlearnableError):
@@ -128,13 +140,12 @@ def _leave_out(account: Account, where: str, error: RowError) -> None:
         account.quarantine(where, str(error))
 
 
-def check_broken(account: Account, source: Source, allowed: float) -> None:
-    """Raise DataError if more than the `allowed` share of the rows read is broken."""
-    if len(account.broken) > allowed * account.read:
-        raise _too_many_broken(account, source, allowed)
+def too_many_broken(account: Account, source: Source, allowed: float) -> DataError | None:
+    """Return the error for a source of which more than the `allowed` share of the rows read is broken."""
+    return _broken(account, source, allowed) if len(account.broken) > allowed * account.read else None
 
 
-def _too_many_broken(account: Account, source: Source, allowed: float) -> DataError:
+def _broken(account: Account, source: Source, allowed: float) -> DataError:
     count, first = len(account.broken), account.broken[0]
     others = [f"{broken.where}: {broken.reason}" for broken in account.broken[1:4]]
     more = f" ({count} of the {account.read} rows read are broken)" if count > 1 else ""

@@ -69,7 +69,8 @@ class Row:
     @property
     def trained_tokens(self) -> int:
         """Number of tokens that carry loss."""
-        return sum(label != -100 for label in self.labels) + sum(map(len, self.answers))
+        labels = self.labels
+        return len(labels) - labels.count(-100) + sum(map(len, self.answers))
 
     @property
     def verdict(self) -> str | None:

@@ -156,11 +156,13 @@ class Rows(Sequence[Row]):
 
     def __init__(self, shards: Sequence[Shard], order: Any = None) -> None:
         self.shards = tuple(shards)
-        self._starts = np.cumsum([0, *(len(shard.facts["digest"]) for shard in self.shards)])
-        self._order = np.arange(self._starts[-1]) if order is None else np.asarray(order, np.int64)
+        self.starts = np.cumsum([0, *(len(shard.facts["digest"]) for shard in self.shards)])
+        """Number of the first row of each shard, among the rows of all shards."""
+        self.order = np.arange(self.starts[-1]) if order is None else np.asarray(order, np.int64)
+        """Number of each row among those of all shards."""
 
     def __len__(self) -> int:
-        return len(self._order)
+        return len(self.order)
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
@@ -171,9 +173,9 @@ class Rows(Sequence[Row]):
     def __getitem__(self, index: int | slice) -> Row | Rows:
         if isinstance(index, slice):
             return self.take(np.arange(len(self))[index])
-        place = int(self._order[index])
-        shard = int(np.searchsorted(self._starts, place, side="right")) - 1
-        return self.shards[shard].row(place - int(self._starts[shard]))
+        place = int(self.order[index])
+        shard = int(np.searchsorted(self.starts, place, side="right")) - 1
+        return self.shards[shard].row(place - int(self.starts[shard]))
 
     def __iter__(self) -> Iterator[Row]:
         return (self[index] for index in range(len(self)))
@@ -187,18 +189,18 @@ class Rows(Sequence[Row]):
 
     def take(self, indices: Any) -> Rows:
         """Return the rows at `indices`, an array of numbers or of booleans."""
-        return Rows(self.shards, self._order[indices])
+        return Rows(self.shards, self.order[indices])
 
     def fact(self, name: str) -> Any:
         """Return what FACTS names of each row, as an array."""
         if not self.shards:
             return np.array([], FACTS[name])
-        return np.concatenate([shard.facts[name] for shard in self.shards])[self._order]
+        return np.concatenate([shard.facts[name] for shard in self.shards])[self.order]
 
     @property
     def sources(self) -> Any:
         """The index of each row's source, as an array."""
-        return np.searchsorted(self._starts, self._order, side="right") - 1
+        return np.searchsorted(self.starts, self.order, side="right") - 1
 
     @property
     def lengths(self) -> Any:
@@ -230,7 +232,7 @@ class Rows(Sequence[Row]):
         found = datasets.concatenate_datasets([datasets.Dataset.from_file(str(shard.path)) for shard in stored])
         weighted = any(shard.weighted for shard in stored)
         names = [name for name in found.column_names if name in TOKENS or (name == WEIGHTS and weighted)]
-        found = found.select_columns(names).select(self._order)
+        found = found.select_columns(names).select(self.order)
         return found.map(_with_weights, batched=True) if weighted else found
 
 

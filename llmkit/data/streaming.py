@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmkit.data.ledger import Account, Ledger
-from llmkit.data.reading import Reader, account_name, check_broken
+from llmkit.data.reading import Reader, account_name, too_many_broken
 from llmkit.data.splits import Row
 from llmkit.data.store import WEIGHTS, Listed, Rows, digests
 from llmkit.errors import DataError
@@ -55,7 +55,8 @@ class Stream:
         batches = self.reader.batches(source, account, batch=100)
         rows = list(islice(chain.from_iterable(batches), count))
         account.keep(Rows([Listed(rows)]))
-        check_broken(account, source, self.recipe.data.broken)
+        if error := too_many_broken(account, source, self.recipe.data.broken):
+            self.reader.refuse(error)
         if not rows:
             raise DataError(f"none of the {account.read} rows can be used: {account.sentence()}", where=source.path)
         return rows
@@ -87,7 +88,8 @@ class Stream:
             account.give_up(kept.take(overlap), OVERLAP)
             for row in kept.take(~overlap):
                 yield self._columns(row)
-        check_broken(account, source, self.recipe.data.broken)
+        if error := too_many_broken(account, source, self.recipe.data.broken):
+            raise error
         self._seen.add(index)
 
     def _columns(self, row: Row) -> dict[str, list[Any]]:

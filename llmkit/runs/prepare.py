@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from llmkit.data.audit import Finding, audit, refuse
 from llmkit.data.checking import eval_sources
 from llmkit.data.ledger import Ledger
-from llmkit.data.prepare import load_splits
-from llmkit.data.shapes import RowError
+from llmkit.data.prepare import load_splits, stop
+from llmkit.data.shapes import RowError, Shape
 from llmkit.data.sources import format_of
 from llmkit.data.splits import Row, Splits
+from llmkit.data.templates import training_template
 from llmkit.errors import DataError
 from llmkit.methods.base import Job
 from llmkit.model.loading import load_model, load_stop_ids, load_tokenizer, will_convert
@@ -164,12 +165,18 @@ class PreparedData:
     """What is wrong with the rows, errors first; none of them has stopped anything yet."""
 
 
-def prepare_data(recipe: Recipe, *, narrator: Narrator | None = None) -> PreparedData:
-    """Read, tokenize, mask and audit the rows; raises RecipeError, DataError or SetupError."""
+def prepare_data(recipe: Recipe, *, narrator: Narrator | None = None, look: bool = False) -> PreparedData:
+    """Read, tokenize, mask and audit the rows; raises RecipeError, DataError or SetupError.
+
+    With `look`, a source with too many broken or unusable rows is a finding as well, and not an error at once.
+    """
     narrator = narrator or Narrator()
+    problems: list[DataError] = []
     tokenizer = load_tokenizer(recipe)
     stops = load_stop_ids(recipe, tokenizer)
-    splits, ledger = load_rows(recipe, tokenizer, stops, narrator)
+    splits, ledger = load_rows(recipe, tokenizer, stops, narrator, problems.append if look else stop)
+    if splits.shape is Shape.CONVERSATION:
+        narrator.say(training_template(tokenizer).note)
     for name, sources in (("train", recipe.data.train), ("eval", eval_sources(recipe))):
         for source in sources:
             if source.format == "auto":
@@ -177,15 +184,24 @@ def prepare_data(recipe: Recipe, *, narrator: Narrator | None = None) -> Prepare
                 narrator.say(f"{name}: {source.path}: format {chosen.format.name}, because {chosen.reason}")
     for line in ledger.sentences():
         narrator.say(line)
-    return PreparedData(recipe, tokenizer, stops, splits, ledger, audit(splits, ledger, tokenizer, stops, recipe))
+    findings = [
+        Finding("unusable_rows", "error", error.what, where=(error.where or "",), remedy=error.remedy)
+        for error in problems
+    ]
+    findings += audit(splits, ledger, tokenizer, stops, recipe)
+    return PreparedData(recipe, tokenizer, stops, splits, ledger, findings)
 
 
 def load_rows(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, stops: frozenset[int], narrator: Narrator
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    stops: frozenset[int],
+    narrator: Narrator,
+    refuse: Callable[[DataError], None] = stop,
 ) -> tuple[Splits, Ledger]:
     """Read, tokenize and mask the rows with the recipe's `max_length` and seed; raises what `load_splits` raises."""
     length, seed = setting(recipe, "max_length"), int(setting(recipe, "seed"))
-    return load_splits(recipe, tokenizer, stops, max_length=length, seed=seed, narrate=narrator.say)
+    return load_splits(recipe, tokenizer, stops, max_length=length, seed=seed, narrate=narrator.say, refuse=refuse)
 
 
 def set_up_rewards(recipe: Recipe, rows: Sequence[Row]) -> None:

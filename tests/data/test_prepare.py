@@ -200,3 +200,41 @@ def test_a_file_of_broken_rows_is_not_read_to_its_end(
     rows_file.write_text("\n".join([good, *['{"messages": 7}'] * 5000]), encoding="utf-8")
     with pytest.raises(DataError, match="999 of the 999 rows read are broken"):
         load(recipe("data.eval=null"), tokenizer)
+
+
+def test_rows_that_are_only_looked_at_are_prepared_all_the_same(
+    recipe: Maker, rows_file: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    write(rows_file, [pair("a", "b"), *(pair("a", "x" * 200) for _ in range(3))])
+    with rows_file.open("a", encoding="utf-8") as file:
+        file.write("{broken\n")
+    told: list[DataError] = []
+    stops = frozenset({int(tokenizer.eos_token_id or 0)})
+    splits, ledger = load_splits(recipe("data.eval=null"), tokenizer, stops, max_length=64, seed=42, refuse=told.append)
+    assert [row.where for row in splits.train] == ["rows.jsonl:1"]
+    assert ledger.to_dict()["train"]["rows.jsonl"]["broken"] == 1
+    broken, dropped = map(str, told)
+    assert broken.startswith("rows.jsonl:5: ")
+    assert "3 of 5 rows can't be used" in dropped
+
+
+def test_reasoning_that_is_cut_is_cut_from_the_example_as_well(
+    recipe: Maker, rows_file: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    write(rows_file, [pair("a", "<think>hm</think>b"), pair("c", "d")])
+    splits, _ = load(recipe("data.eval=null", "data.reasoning=cut"), tokenizer)
+    assert splits.train[0].example["messages"][1]["content"] == "b"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("data.train.0.format=text", "data.train_on=last"), "chooses among the turns of conversations"),
+        (("data.audit.benchmarks=[{path: none.jsonl}]",), "no such file"),
+    ],
+)
+def test_settings_of_other_rows_and_missing_benchmarks_are_refused_before_reading(
+    recipe: Maker, overrides: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises((RecipeError, DataError), match=message):
+        check_data(recipe(*overrides))

@@ -74,7 +74,7 @@ def as_rows(rows: Sequence[Row]) -> Rows:
 
 def once(rows: Rows) -> Rows:
     """Return `rows` without the repetitions that the mix asks for, in the order of the sources."""
-    _, first = np.unique(rows._order, return_index=True)
+    _, first = np.unique(rows.order, return_index=True)
     return rows.take(first)
 
 
@@ -111,7 +111,7 @@ def _by_shard(rows: Rows) -> Iterator[tuple[Any, Array, Array]]:
     sources = rows.sources
     for number, shard in enumerate(rows.shards):
         positions = np.flatnonzero(sources == number)
-        inside = rows._order[positions] - rows._starts[number]
+        inside = rows.order[positions] - rows.starts[number]
         rising = np.argsort(inside, kind="stable")
         if len(positions):
             yield shard, inside[rising], positions[rising]
