@@ -25,6 +25,7 @@ SECTIONS = {
         "Model": "model",
         "Data": "data",
         "Source": "data.train, data.eval: a source",
+        "Audit": "data.audit",
         "Training": "training",
         "HardwareChoice": "hardware",
     }
@@ -46,6 +47,9 @@ NAMED = {
     "Sources": "list of sources",
     "HeldOut": "number, or list of sources",
     "Data": "section `data`",
+    "Audit": "section `data.audit`",
+    "dict[str, str]": "names and texts",
+    "tuple[Source, ...]": "list of sources",
     "Training": "section `training`",
     "HardwareChoice": "section `hardware`",
     "AnyMethod": "a method",
