@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmkit.data import cache
 from llmkit.data.fitting import check_start, fitted
@@ -21,7 +22,10 @@ from llmkit.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from llmkit.data.masks import Tokens
     from llmkit.recipe.recipe import Recipe, Source
+
+Item = TypeVar("Item")
 
 BATCH = 1000
 """Rows that are tokenized and written at a time."""
@@ -84,7 +88,7 @@ class Reader:
 
     def _write(self, source: Source, path: Path) -> Mapping[str, Any]:
         account, writer, done = Account(), Writer(path), 0
-        for batch in self.batches(source, account):
+        for batch in self.batches(source, account, early=True):
             writer.write(batch)
             done += len(batch)
             if done % (50 * BATCH) < len(batch) and done >= 50 * BATCH:
@@ -92,29 +96,38 @@ class Reader:
         writer.close()
         return account.to_cache()
 
-    def batches(self, source: Source, account: Account, batch: int = BATCH) -> Iterator[list[Row]]:
-        """Yield the kept rows, by `batch` rows that were read; those that are not kept are counted."""
-        examples = read_examples(source, self.folder)
-        seen = 0
-        while found := list(islice(examples, batch)):
-            seen += len(found)
-            yield list(self._kept(found, account_name(source), account))
-            if len(account.broken) > max(SURELY_BROKEN, self.data.broken * seen):
-                raise _broken(account, source, self.data.broken)
+    def batches(
+        self, source: Source, account: Account, batch: int = BATCH, *, early: bool = False
+    ) -> Iterator[list[Row]]:
+        """Yield the kept rows, by `batch` rows that were read; those that are not kept are counted.
 
-    def _kept(self, found: list[tuple[str, Any]], name: str, account: Account) -> Iterator[Row]:
+        With `early`, the next batch is tokenized while the caller works on one.
+        """
+        seen, name = 0, account_name(source)
+        found = self._tokenized(source, batch)
+        for triples in ahead(found) if early else found:
+            seen += len(triples)
+            yield list(self._kept(triples, name, account))
+            if len(account.broken) > max(SURELY_BROKEN, self.data.broken * seen):
+                raise _broken(account, source, self.data.broken, seen)
+
+    def _tokenized(self, source: Source, batch: int) -> Iterator[list[tuple[str, dict[str, Any], Tokens | RowError]]]:
+        """Yield batches of places, examples and their tokens, or the reason why there are none."""
+        examples = read_examples(source, self.folder)
+        while found := list(islice(examples, batch)):
+            ruled = [(where, self._ruled(example)) for where, example in found]
+            good = [example for _, example in ruled if not isinstance(example, RowError)]
+            tokens = iter(tokenize(self.tokenizer, self.shape, good, self.stops, self.rules))
+            yield [
+                (where, {}, example) if isinstance(example, RowError) else (where, example, next(tokens))
+                for where, example in ruled
+            ]
+
+    def _kept(
+        self, triples: list[tuple[str, dict[str, Any], Tokens | RowError]], name: str, account: Account
+    ) -> Iterator[Row]:
         """Yield the rows of a batch that training can use; count the others."""
-        good = []
-        for where, example in found:
-            if isinstance(example, RowError):
-                _leave_out(account, where, example)
-                continue
-            try:
-                good.append((where, self._ruled(example)))
-            except RowError as error:
-                _leave_out(account, where, error)
-        tokenized = tokenize(self.tokenizer, self.shape, [example for _, example in good], self.stops, self.rules)
-        for (where, example), tokens in zip(good, tokenized, strict=True):
+        for where, example, tokens in triples:
             if isinstance(tokens, RowError):
                 _leave_out(account, where, tokens)
                 continue
@@ -126,11 +139,26 @@ class Reader:
             else:
                 yield from rows
 
-    def _ruled(self, example: dict[str, Any]) -> dict[str, Any]:
+    def _ruled(self, example: dict[str, Any] | RowError) -> dict[str, Any] | RowError:
         """Return the example with the reasoning that the recipe keeps: scores and pages then show what is trained."""
-        if self.shape is not Shape.CONVERSATION:
+        if self.shape is not Shape.CONVERSATION or isinstance(example, RowError):
             return example
-        return example | {"messages": list(ruled(example["messages"], self.rules.reasoning))}
+        try:
+            return example | {"messages": list(ruled(example["messages"], self.rules.reasoning))}
+        except RowError as error:
+            return error
+
+
+def ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """Yield `items`, each of which is made in a thread while the caller works on the one before it.
+
+    That pays where most of the making is not Python's: tokenizing a batch holds no lock.
+    """
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item
 
 
 def _leave_out(account: Account, where: str, error: RowError) -> None:
@@ -142,13 +170,14 @@ def _leave_out(account: Account, where: str, error: RowError) -> None:
 
 def too_many_broken(account: Account, source: Source, allowed: float) -> DataError | None:
     """Return the error for a source of which more than the `allowed` share of the rows read is broken."""
-    return _broken(account, source, allowed) if len(account.broken) > allowed * account.read else None
+    too_many = len(account.broken) > allowed * account.read
+    return _broken(account, source, allowed, account.read) if too_many else None
 
 
-def _broken(account: Account, source: Source, allowed: float) -> DataError:
+def _broken(account: Account, source: Source, allowed: float, read: int) -> DataError:
     count, first = len(account.broken), account.broken[0]
     others = [f"{broken.where}: {broken.reason}" for broken in account.broken[1:4]]
-    more = f" ({count} of the {account.read} rows read are broken)" if count > 1 else ""
+    more = f" ({count} of the {read} rows read are broken)" if count > 1 else ""
     mend = f"Mend the rows or {source.python}" if source.python else "Mend the rows"
     return DataError(
         "\n".join([f"{first.reason}{more}", *others]),

@@ -234,7 +234,7 @@ class Data(Spec):
     """Which turns of the assistant are trained: all, the last one, or those with `train: true` (or a `weight`)."""
 
     reasoning: Literal["keep", "last", "cut"] = "keep"
-    """Reasoning traces (`reasoning_content`, or `<think>...</think>`): kept, kept in the last turn, or cut."""
+    """Reasoning traces (`reasoning_content`, or `<think>...</think>`): kept, kept after the last question, or cut."""
 
     temperature: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Draws from the sources in proportion to (rows ^ (1 / temperature)): above 1, small sources count for more."""

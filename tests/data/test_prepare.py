@@ -198,7 +198,7 @@ def test_a_file_of_broken_rows_is_not_read_to_its_end(
 ) -> None:
     good = rows_file.read_text(encoding="utf-8").splitlines()[0]
     rows_file.write_text("\n".join([good, *['{"messages": 7}'] * 5000]), encoding="utf-8")
-    with pytest.raises(DataError, match="999 of the 999 rows read are broken"):
+    with pytest.raises(DataError, match="999 of the 1000 rows read are broken"):
         load(recipe("data.eval=null"), tokenizer)
 
 
