@@ -110,22 +110,55 @@ def test_a_shape_the_method_can_not_learn_from_fails_before_anything_is_read(rec
         check_data(recipe("data.train.0.format=preference"))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(lengths=st.lists(st.integers(1, 120), min_size=2, max_size=12), overflow=st.sampled_from(["drop", "truncate"]))
+rows_of_a_source = st.lists(st.one_of(st.integers(1, 120), st.none()), min_size=2, max_size=12)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    first=rows_of_a_source,
+    second=rows_of_a_source,
+    overflow=st.sampled_from(["drop", "truncate", "split"]),
+    weights=st.one_of(st.none(), st.tuples(st.floats(0.2, 5), st.floats(0.2, 5))),
+    repeat=st.integers(1, 3),
+)
 def test_the_counts_always_sum_to_the_rows_read(
-    recipe: Maker, rows_file: Path, tokenizer: PreTrainedTokenizerFast, lengths: list[int], overflow: str
+    recipe: Maker,
+    rows_file: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    first: list[int | None],
+    second: list[int | None],
+    overflow: str,
+    weights: tuple[float, float] | None,
+    repeat: int,
 ) -> None:
-    write(rows_file, [pair("q", "x" * n + str(i)) for i, n in enumerate(lengths)])
+    """Two sources of rows of any length, some broken (None), mixed in any way: each row has one fate."""
+    for name, lengths in (("a.jsonl", first), ("b.jsonl", second)):
+        lines = [
+            "{broken" if n is None else json.dumps(pair("q", "x" * n + f"{name} {i}")) for i, n in enumerate(lengths)
+        ]
+        (rows_file.parent / name).write_text("\n".join(lines), encoding="utf-8")
+    keys = [f", weight: {weight}" for weight in weights] if weights else ["", ""]
+    sources = f"[{{path: a.jsonl, repeat: {repeat}{keys[0]}}}, {{path: b.jsonl{keys[1]}}}]"
+    made = recipe(f"data.train={sources}", "data.eval=0.3", "data.broken=1", f"data.overflow={overflow}")
     try:
-        splits, ledger = load(recipe("data.eval=0.3", f"data.overflow={overflow}"), tokenizer, max_length=60)
+        splits, ledger = load(made, tokenizer, max_length=60)
     except DataError:
         return
-    account = ledger.to_dict()["train"]["rows.jsonl"]
-    assert account["read"] == len(lengths) == account["kept"] + sum(account["dropped"].values())
-    assert account["kept"] == len(splits.train)
-    assert account["tokens"] == sum(len(r.input_ids) for r in splits.train)
-    assert account["trained_tokens"] == sum(r.trained_tokens for r in splits.train)
-    assert account["truncated"] == sum(r.truncated for r in splits.train)
+    accounts = ledger.to_dict()["train"]
+    for name, lengths in (("a.jsonl", first), ("b.jsonl", second)):
+        account, rows = accounts[name], [row for row in splits.train if row.source == name]
+        assert account["read"] == len(lengths)
+        assert account["broken"] == lengths.count(None)
+        assert account["read"] == account["kept"] + account["broken"] + sum(account["dropped"].values())
+        different = {(row.where, row.part): row for row in rows}.values()
+        assert account["pieces"] == len(different)
+        assert account["kept"] == len({row.where for row in different})
+        assert account["tokens"] == sum(len(row.input_ids) for row in different)
+        assert account["trained_tokens"] == sum(row.trained_tokens for row in different)
+        assert account["truncated"] == sum(row.truncated for row in different)
+        assert ledger.mix[name].rows == len(rows)
+        held_out = {row.where for row in splits.eval if row.source == name}
+        assert not held_out & {row.where for row in rows}
 
 
 def test_pieces_of_a_long_row_stay_on_one_side_of_the_split(
