@@ -172,16 +172,16 @@ def data(
 ) -> None:
     """Show the rows as the model will see them, what is trained, left out and wrong; ends with 3 on an error."""
     from llmkit.recipe.loading import load_recipe
+    from llmkit.runs.checks import check
     from llmkit.runs.data_page import render
     from llmkit.runs.data_report import print_seen
     from llmkit.runs.prepare import prepare_data
     from llmkit.runs.progress import terminal
-    from llmkit.runs.seeing import FIGURES, PAGE, check_target, save, see
+    from llmkit.runs.seeing import check_targets, save, see
 
     the_recipe = load_recipe(recipe, overrides or ())
-    for path, begins in ((html, PAGE), (json_file, FIGURES)):
-        if path is not None:
-            check_target(path, begins)
+    check(the_recipe)
+    check_targets(html, json_file)
     seen = see(prepare_data(the_recipe, narrator=terminal(), look=True), title=recipe.stem, count=rows, source=source)
     print_seen(seen, _console())
     if html is not None:

@@ -173,5 +173,5 @@ def _reply(
             f"the chat template renders the prompt differently once {name!r} follows: it asks with {asked[-20:]!r}, so "
             "the answer's tokens can't be told apart; use another template (`model.chat_template`)"
         )
-    start, end = up_to_stop(text, (len(asked), len(text)), ends)
+    start, end = up_to_stop(text, (len(asked), len(text)), ends, chat.closing)
     return start, end, text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import importlib.metadata
 import json
@@ -10,6 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import date
 from functools import cache
 from pathlib import Path
@@ -41,11 +43,11 @@ def key(source: Source, folder: Path, tokenizer: PreTrainedTokenizerBase, **sett
 
     It depends on the bytes of the data, the source's settings, the tokenizer, its template, `settings` and the code.
     """
+    if source.python is not None:
+        return None  # what the file imports is not known
     hashes = source_hashes(source, folder)
     if not is_generated(source) and None in hashes.values():
         return None  # a data set of the hub, which `datasets` keeps itself
-    if source.python is not None:
-        hashes["python"] = file_hash(folder / Path(source.python.rpartition(":")[0]).expanduser())
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None
@@ -91,6 +93,7 @@ def prepared(name: str | None, make: Callable[[Path], Mapping[str, Any]]) -> tup
         shutil.rmtree(new)
         raise
     if place is None:
+        atexit.register(shutil.rmtree, new, ignore_errors=True)
         return new / "rows.arrow", noted
     try:
         new.rename(place)
@@ -102,5 +105,6 @@ def prepared(name: str | None, make: Callable[[Path], Mapping[str, Any]]) -> tup
 def _remove_old(home: Path) -> None:
     oldest = time.time() - KEPT_DAYS * 86400
     for place in home.iterdir():
-        if place.stat().st_mtime < oldest:
-            shutil.rmtree(place, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another run removes it at this moment
+            if place.stat().st_mtime < oldest:
+                shutil.rmtree(place, ignore_errors=True)

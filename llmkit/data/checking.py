@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from llmkit.data.misfits import mending
 from llmkit.data.shapes import Shape
-from llmkit.data.sources import check_source, common_shape, format_of
+from llmkit.data.sources import check_source, common_shape, first_row, format_of, known_format
 from llmkit.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -51,19 +52,18 @@ def _check_rules(recipe: Recipe, shape: Shape) -> None:
 
 
 def _wrong_shape(recipe: Recipe, shape: Shape) -> RecipeError:
-    first = recipe.data.train[0]
-    name, reason = first.format, ""
-    if first.format == "auto":
-        chosen = format_of(first, recipe.folder)
-        name, reason = chosen.format.name, f" ({chosen.reason})"
-    remedy = None
-    if shape is Shape.PROMPT:
-        remedy = "If a column of the rows is the answer, name it: `columns: {completion: response}`."
+    sources = (*recipe.data.train, *eval_sources(recipe))
+    # A format that the recipe names is known to be wrong without a row of it.
+    first = next((source for source in sources if known_format(source) is not None), sources[0])
+    chosen = format_of(first, recipe.folder)
+    auto = first.format == "auto"
+    reason = f" ({chosen.reason})" if auto else ""
+    row = first_row(first, recipe.folder, chosen.format) if auto else None
     return RecipeError(
         f"method {recipe.method.type!r} learns from {', '.join(sorted(recipe.method.accepts))} rows, but format "
-        f"{name!r} gives {shape} rows{reason}",
+        f"{chosen.format.name!r} gives {shape} rows{reason}",
         where=first.path,
-        remedy=remedy,
+        remedy=mending(row, chosen.format, first, recipe.method.accepts),
     )
 
 
@@ -73,7 +73,7 @@ def eval_sources(recipe: Recipe) -> tuple[Source, ...]:
 
 
 def check_mix(data: Data) -> None:
-    """Raise RecipeError where weights are given to some sources only, or beside a temperature."""
+    """Raise RecipeError where weights are given to some sources only, beside a temperature, or with nothing to mix."""
     weighted = [source.path for source in data.train if source.weight is not None]
     if weighted and data.temperature is not None:
         raise RecipeError(
@@ -82,14 +82,32 @@ def check_mix(data: Data) -> None:
     if weighted and len(weighted) < len(data.train):
         bare = ", ".join(source.path for source in data.train if source.weight is None)
         raise RecipeError(f"some sources have a `weight`, and {bare} has none", remedy="Give one to all, or to none.")
+    if len(data.train) == 1 and (weighted or data.temperature is not None):
+        key = "`weight`" if weighted else "`data.temperature`"
+        raise RecipeError(f"{key} mixes several sources, and there is one", remedy="Leave it out, or add sources.")
+    for source in data.eval if isinstance(data.eval, tuple) else ():
+        for key, given in (("weight", source.weight is not None), ("repeat", source.repeat > 1)):
+            if given:
+                raise RecipeError(
+                    f"held-out rows are not mixed, and {source.path} has a `{key}`", remedy="Leave it out."
+                )
 
 
 def check_streaming(recipe: Recipe) -> None:
     """Raise RecipeError for what a stream can't do, because it is not known how many rows it has."""
     data, training = recipe.data, recipe.training.kwargs()
+    held_out = data.eval if isinstance(data.eval, tuple) else ()
+    if any(source.streaming for source in held_out):
+        raise RecipeError("held-out rows can't be streamed: all of them are scored", remedy="Use `max_rows`.")
     if not data.streaming:
+        if "shuffle_buffer" in data.model_fields_set:
+            raise RecipeError("`data.shuffle_buffer` shuffles a stream, and no source has `streaming: true`")
         return
     problems = {
+        "all training sources are streamed, or none": (
+            not all(source.streaming for source in data.train),
+            "Give `streaming: true` to each.",
+        ),
         "`data.eval` can't be a share of a stream": (isinstance(data.eval, float), "Give it sources of its own."),
         f"method {recipe.method.type!r} needs all rows at once": (recipe.method.type != "sft", "Use `method: sft`."),
         "a stream has no end that epochs could be counted by": (
@@ -108,11 +126,15 @@ def check_streaming(recipe: Recipe) -> None:
             any(source.repeat > 1 for source in data.train),
             "Raise the source's `weight`; a stream that ends is read again until `training.max_steps`.",
         ),
-        "`training.packing` needs the lengths of all rows": (
-            bool(training.get("packing")),
-            "Leave out `packing` or `data.streaming`.",
+        "`training.packing` and `padding_free` need the lengths of all rows": (
+            bool(training.get("packing") or training.get("padding_free")),
+            "Leave them out, or leave out `streaming`.",
+        ),
+        "processes that load batches would each read the stream": (
+            training.get("dataloader_num_workers", 0) > 0,
+            "Leave out `training.dataloader_num_workers`.",
         ),
     }
     for what, (applies, remedy) in problems.items():
         if applies:
-            raise RecipeError(f"`data.streaming`: {what}", remedy=remedy)
+            raise RecipeError(f"`streaming`: {what}", remedy=remedy)

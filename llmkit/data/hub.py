@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from llmkit.data.generated import no_split
@@ -20,18 +21,27 @@ def read_hub(source: Source) -> Placed:
     Raises DataError for a data set that can't be read, SetupError for one that can't be reached.
     """
     split = source.split or "train"
-    for index, row in enumerate(_load_hub(source, split)):
-        yield f"{source.path}/{split}[{index}]", dict(row)
+    with _refused(source, split):  # a stream is fetched while it is read, so it may fail at any row
+        for index, row in enumerate(_load_hub(source, split)):
+            yield f"{source.path}/{split}[{index}]", dict(row)
 
 
 def _load_hub(source: Source, split: str) -> Iterable[dict[str, Any]]:
     import datasets
+
+    found: Iterable[dict[str, Any]] = datasets.load_dataset(
+        source.path, name=source.name, split=split, revision=source.revision, streaming=source.streaming
+    )
+    return found
+
+
+@contextmanager
+def _refused(source: Source, split: str) -> Iterator[None]:
+    """Turn what `datasets` raises inside into errors that say what to do."""
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
     try:
-        found: Iterable[dict[str, Any]] = datasets.load_dataset(
-            source.path, name=source.name, split=split, revision=source.revision
-        )
+        yield
     except ValueError as exc:
         raise _hub_refusal(source.path, split, str(exc)) from exc
     except DatasetNotFoundError as exc:
@@ -41,7 +51,6 @@ def _load_hub(source: Source, split: str) -> Iterable[dict[str, Any]]:
         raise DataError(f"can't be loaded: {exc}", where=source.path) from exc
     except OSError as exc:  # includes ConnectionError and the hub's HTTP errors
         raise _out_of_reach(source, split, exc) from exc
-    return found
 
 
 def _hub_refusal(label: str, split: str, reason: str) -> DataError:

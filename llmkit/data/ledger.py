@@ -9,6 +9,10 @@ from typing import Any
 
 from llmkit.data.store import VERDICTS, Rows
 
+HELD_OUT = "held out for evaluation"
+OVERLAP = "also among the held-out rows"
+NOT_DRAWN = "not drawn by the mix"
+
 EXAMPLES = 5
 """Places that an account keeps for each reason."""
 
@@ -39,15 +43,19 @@ class Account:
     """How many of the kept rows unpaired feedback calls `good` and `bad`."""
     places: dict[str, list[str]] = field(default_factory=dict)
     """The first places of dropped rows, by reason."""
+    chosen: set[str] = field(default_factory=lambda: {HELD_OUT, OVERLAP, NOT_DRAWN})
+    """Reasons that are no fault of a row: it was left out on purpose."""
 
     def keep(self, rows: Rows) -> None:
         """Count rows that were read and are kept; the pieces of a split row are one."""
         self.read += int((rows.fact("part") == 0).sum())
         self._count(rows, 1)
 
-    def drop(self, reason: str, where: str) -> None:
-        """Count a row that was read and is dropped."""
+    def drop(self, reason: str, where: str, *, chosen: bool = False) -> None:
+        """Count a row that was read and is dropped; `chosen` if that was on purpose."""
         self.read += 1
+        if chosen:
+            self.chosen.add(reason)
         self.dropped[reason] += 1
         if len(places := self.places.setdefault(reason, [])) < EXAMPLES:
             places.append(where)
@@ -105,7 +113,7 @@ class Account:
 
     def to_cache(self) -> dict[str, Any]:
         """Return what rows in a store don't tell: how many were read, and what became of those not in it."""
-        kept = {"read": self.read, "dropped": self.dropped, "places": self.places}
+        kept = {"read": self.read, "dropped": self.dropped, "places": self.places, "chosen": sorted(self.chosen)}
         return {**kept, "broken": [asdict(broken) for broken in self.broken]}
 
     @classmethod
@@ -113,7 +121,8 @@ class Account:
         """Return the account that `to_cache` was called on, without its kept rows."""
         broken = [Broken(**one) for one in values["broken"]]
         dropped, places = Counter(values["dropped"]), dict(values["places"])
-        return cls(read=values["read"], dropped=dropped, places=places, broken=broken)
+        chosen = set(values["chosen"])
+        return cls(read=values["read"], dropped=dropped, places=places, broken=broken, chosen=chosen)
 
     def add(self, other: Account) -> None:
         """Count the rows of another source under the same name."""
@@ -122,6 +131,7 @@ class Account:
         self.dropped += other.dropped
         self.verdicts += other.verdicts
         self.broken += other.broken
+        self.chosen |= other.chosen
         for reason, places in other.places.items():
             self.places[reason] = [*self.places.get(reason, ()), *places][:EXAMPLES]
 
@@ -131,7 +141,8 @@ class Account:
         broken = f", {len(self.broken):,} broken" if self.broken else ""
         verdicts = f", {self.verdicts['good']:,} good and {self.verdicts['bad']:,} bad" if self.verdicts else ""
         cut = f", {self.truncated:,} truncated" if self.truncated else ""
-        split = f", {self.split:,} split ({self.pieces:,} pieces in all)" if self.split else ""
+        pieces = self.pieces - (self.kept - self.split)
+        split = f", {self.split:,} split into {pieces:,} pieces" if self.split else ""
         tokens = f", {self.tokens:,} tokens" if self.tokens else ""
         trained = f", {self.trained_tokens:,} trained" if self.trained_tokens else ""
         return f"{self.kept:,} of {self.read:,} rows kept{dropped}{broken}{verdicts}{cut}{split}{tokens}{trained}"
@@ -160,6 +171,8 @@ class Ledger:
     eval: dict[str, Account] = field(default_factory=dict)
     mix: dict[str, Share] = field(default_factory=dict)
     """The share of each source in the training rows; empty for a single source whose rows are used once."""
+    streamed: bool = False
+    """Whether training rows are counted while training reads them; nothing is said of them before."""
     packed: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By split, into how many sequences its rows were packed; empty where each row is a sequence."""
 
@@ -182,6 +195,9 @@ class Ledger:
         """Say in one line per source what became of its rows, and what is mixed."""
         accounts = (("train", self.train), ("eval", self.eval))
         said = [
-            f"{split}: {path}: {account.sentence()}" for split, by_path in accounts for path, account in by_path.items()
+            f"{split}: {path}: {account.sentence()}"
+            for split, by_path in accounts
+            for path, account in by_path.items()
+            if account.read or not self.streamed
         ]
         return said + [f"mix: {path}: {share.sentence()}" for path, share in self.mix.items()]

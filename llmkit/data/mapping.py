@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.data.formats.base import Format, MissingColumnError
-from llmkit.data.readers import Placed, check_strings
-from llmkit.data.shapes import RowError, UnlearnableError
+from llmkit.data.readers import Placed
+from llmkit.data.shapes import LeftOutError, RowError
+from llmkit.data.surrogates import check_strings
 from llmkit.errors import DataError, RecipeError, did_you_mean
 from llmkit.recipe.functions import Form, check_function, load_function
 
@@ -150,6 +151,8 @@ def _environment() -> SandboxedEnvironment:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+    # What they return is another thing each time, and rows are kept from one run to the next.
+    del environment.filters["random"], environment.globals["lipsum"]
     # Jinja's own writes < and > as escapes, for web pages.
     environment.filters["tojson"] = _to_json
     return environment
@@ -171,10 +174,10 @@ def _through_function(rows: Placed, reference: str, folder: Path) -> Placed:
 def _made(function: Callable[[Row], Any], row: Row, reference: str, where: str) -> Row | RowError:
     try:
         made = function(dict(row))
-    except Exception as error:  # noqa: BLE001 - the user's function may raise anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's function may raise anything, or call `exit`
         raise DataError(f"{reference} raised {type(error).__name__}: {error}", where=where) from error
     if made is None:
-        return UnlearnableError(f"left out by {reference.rpartition(':')[2]}")
+        return LeftOutError(f"left out by {reference.rpartition(':')[2]}")
     if not isinstance(made, Mapping) or not all(isinstance(name, str) for name in made):
         raise DataError(
             f"{reference} must return a dict by column, or None to leave the row out, not {type(made).__name__}",

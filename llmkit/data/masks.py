@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmkit.data import reasoning, turns
 from llmkit.data.shapes import RowError
-from llmkit.data.spans import Dialogue, trained_spans
-from llmkit.data.templates import Chat, Span, chat_of
+from llmkit.data.spans import Dialogue, end_remedy, trained_spans
+from llmkit.data.templates import Chat, Span, chat_of, control_tokens
 from llmkit.errors import SetupError
 
 if TYPE_CHECKING:
@@ -71,11 +71,15 @@ def conversations(
     """
     ends = end_texts(tokenizer, stops)
     chats = cache(partial(chat_of, tokenizer))
+
+    def remedy(turn: str) -> str:
+        return end_remedy(turn, control_tokens(tokenizer), ends)
+
     masked = each(
         lambda example: _masked(chats(tools=example.get("tools") is not None), example, ends, rules), examples
     )
     read = iter(_with_offsets(tokenizer, [one.text for one in masked if not isinstance(one, RowError)]))
-    return each(lambda one: _labelled(one, *next(read), stops), masked)
+    return each(lambda one: _labelled(one, *next(read), stops, remedy), masked)
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------
@@ -172,7 +176,9 @@ def _masked(chat: Chat, example: Mapping[str, Any], ends: tuple[str, ...], rules
     return _Masked(readable(text), tuple(spans), tuple(weights.values()))
 
 
-def _labelled(one: _Masked, ids: list[int], offsets: list[Span], stops: frozenset[int]) -> Tokens:
+def _labelled(
+    one: _Masked, ids: list[int], offsets: list[Span], stops: frozenset[int], remedy: Callable[[str], str]
+) -> Tokens:
     labels, factors = [IGNORED] * len(ids), [0.0] * len(ids)
     for (start, end), weight in zip(one.spans, one.weights, strict=True):
         first, behind = tokens_within(offsets, start, end)
@@ -180,7 +186,7 @@ def _labelled(one: _Masked, ids: list[int], offsets: list[Span], stops: frozense
             raise SetupError(
                 f"the tokenizer reads the end of an answer, {one.text[start:end][-20:]!r}, as other tokens than the "
                 "one that generation stops on: the model would learn never to stop",
-                remedy="Name the token that ends a turn: model: {eos_token: '<|im_end|>'}, or mend the tokenizer.",
+                remedy=remedy(one.text[start:end]),
             )
         labels[first:behind] = ids[first:behind]
         factors[first:behind] = [weight] * (behind - first)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llmkit.errors import RecipeError
+
 if TYPE_CHECKING:
     from llmkit.recipe.recipe import Data
 
@@ -15,18 +17,21 @@ def counts(data: Data, rows: Sequence[int]) -> list[int]:
     """Return how often rows are drawn from each training source, which has `rows[i]` of them.
 
     Without weights or a temperature, all rows are used, each `repeat` times. Otherwise the sources' shares are as
-    asked, and the mix is as large as it can be without using a row more than `repeat` times.
+    asked, and the mix is as large as it can be without using a row more than `repeat` times. All sources must have rows
+    then. Raises RecipeError for a share that is 0.
     """
     most = [count * source.repeat for count, source in zip(rows, data.train, strict=True)]
     if data.temperature is not None:
-        wanted = np.power(np.array(rows, np.float64), 1 / data.temperature)
+        wanted = np.log(np.array(rows, np.float64)) / data.temperature
     elif data.train[0].weight is not None:
-        wanted = np.array([source.weight for source in data.train], np.float64)
+        wanted = np.log(np.array([source.weight for source in data.train], np.float64))
     else:
         return most
-    if not all(rows):
-        return [0] * len(rows)
-    share = wanted / wanted.sum()
+    share = np.exp(wanted - wanted.max())  # in logarithms, as powers of counts may be larger than any float
+    share /= share.sum()
+    if not share.all():
+        least = data.train[int(share.argmin())].path
+        raise RecipeError(f"the share of {least} in the mix is so small that it is 0", remedy="Leave the source out.")
     total = min(count / part for count, part in zip(most, share, strict=True))
     return [min(count, max(1, round(total * part))) for count, part in zip(most, share, strict=True)]
 

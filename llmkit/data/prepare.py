@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from llmkit.data.checking import check_data, eval_sources
-from llmkit.data.ledger import Account, Ledger, Share
-from llmkit.data.mixing import counts, drawn
+from llmkit.data.ledger import HELD_OUT, NOT_DRAWN, OVERLAP, Account, Ledger, Share
+from llmkit.data.mixing import counts
 from llmkit.data.reading import Reader, account_name
 from llmkit.data.splits import Splits
+from llmkit.data.splitting import held_out, mixed, overlapping
 from llmkit.data.store import Rows
-from llmkit.data.streaming import OVERLAP, open_stream
+from llmkit.data.streaming import Stream
+from llmkit.data.turns import UNTRAINED as UNTRAINED_TURNS
 from llmkit.errors import DataError
 
 if TYPE_CHECKING:
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
 
     from llmkit.recipe.recipe import Recipe
 
-HELD_OUT = "held out for evaluation"
-NOT_DRAWN = "not drawn by the mix"
-CHOSEN = (HELD_OUT, OVERLAP, NOT_DRAWN)
-"""Reasons that are no fault of a row."""
 MOST_DROPPED = 0.5
 """A source that loses more than this share of its rows is a mistake and not a data set."""
 
@@ -57,27 +54,29 @@ def load_splits(
     ledger = Ledger()
     reader = Reader(recipe, tokenizer, stops, shape, max_length, narrate, refuse)
     if recipe.data.streaming:
-        held_out = reader.rows(eval_sources(recipe), ledger.eval)
-        _check_accounts(ledger.eval, held_out, refuse)
-        stream = open_stream(recipe, reader, held_out, ledger, seed)
-        return Splits(shape, stream.head(), held_out, stream.dataset), ledger
+        return _streamed(recipe, reader, ledger, seed)
     train = reader.rows(recipe.data.train, ledger.train)
     _check_accounts(ledger.train, train, refuse)
-    held_out = reader.rows(eval_sources(recipe), ledger.eval)
-    _check_accounts(ledger.eval, held_out, refuse)
+    evaluated = reader.rows(eval_sources(recipe), ledger.eval)
+    _check_accounts(ledger.eval, evaluated, refuse)
     if isinstance(recipe.data.eval, float):
-        train, held_out = _hold_out(train, recipe, seed, ledger)
-    train = _without_overlap(train, held_out, recipe, ledger)
+        train, evaluated = _hold_out(train, recipe, seed, ledger)
+    # A score on rows that were trained on says nothing.
+    train = _give_up(train, overlapping(train, evaluated), recipe, ledger, OVERLAP)
     train = _mixed(train, recipe, seed, ledger)
-    for accounts, rows in ((ledger.train, train), (ledger.eval, held_out)):
+    for accounts, rows in ((ledger.train, train), (ledger.eval, evaluated)):
         _check_rows(accounts, rows)
     _check_verdicts(train, ledger)
-    return Splits(shape, train, held_out), ledger
+    return Splits(shape, train, evaluated), ledger
 
 
-def _groups(rows: Rows) -> Any:
-    """Return for each entry the number of its row, as an array: the pieces of a split row have the same."""
-    return np.cumsum(rows.fact("part") == 0) - 1
+def _streamed(recipe: Recipe, reader: Reader, ledger: Ledger, seed: int) -> tuple[Splits, Ledger]:
+    evaluated = reader.rows(eval_sources(recipe), ledger.eval)
+    _check_accounts(ledger.eval, evaluated, reader.refuse)
+    stream = Stream(recipe, reader, evaluated, ledger, seed)
+    heads, head = stream.head()
+    _check_accounts(heads, head, reader.refuse)
+    return Splits(reader.shape, head, evaluated, stream.dataset), ledger
 
 
 def _give_up(rows: Rows, leaving: Any, recipe: Recipe, ledger: Ledger, reason: str) -> Rows:
@@ -92,55 +91,35 @@ def _hold_out(rows: Rows, recipe: Recipe, seed: int, ledger: Ledger) -> tuple[Ro
     """Split off a share of the rows, at least one, chosen by `seed`."""
     share = recipe.data.eval
     assert isinstance(share, float)
-    groups = _groups(rows)
-    total = int(groups[-1]) + 1 if len(groups) else 0
+    total = int((rows.fact("part") == 0).sum())
     count = max(1, round(total * share))
     if count >= total:
         raise DataError(f"`data.eval: {share:g}` leaves nothing to train on: there are only {total} usable rows")
-    chosen = np.zeros(total, bool)
-    chosen[random.Random(seed).sample(range(total), count)] = True
-    held_out = rows.take(chosen[groups])
+    chosen = held_out(rows, count, seed)
     account = ledger.eval.setdefault("held out of the training rows", Account())
-    account.keep(held_out)
-    return _give_up(rows, chosen[groups], recipe, ledger, HELD_OUT), held_out
-
-
-def _without_overlap(train: Rows, held_out: Rows, recipe: Recipe, ledger: Ledger) -> Rows:
-    """Drop training rows that are also held out: a score on rows that were trained on says nothing.
-
-    Rows are the same if the model reads the same, whatever other columns they have; of a split row, in all its pieces.
-    """
-    if not len(train):
-        return train
-    groups = _groups(train)
-    unseen = np.bincount(groups, weights=~np.isin(train.digests, held_out.digests)) > 0
-    return _give_up(train, ~unseen[groups], recipe, ledger, OVERLAP)
+    account.keep(rows.take(chosen))
+    return _give_up(rows, chosen, recipe, ledger, HELD_OUT), rows.take(chosen)
 
 
 def _mixed(train: Rows, recipe: Recipe, seed: int, ledger: Ledger) -> Rows:
     """Draw the rows that an epoch goes through, and note the share of each source."""
-    data, sources, heads = recipe.data, train.sources, np.flatnonzero(train.fact("part") == 0)
-    ends = np.append(heads[1:], len(train))
-    of_source = [np.flatnonzero(sources[heads] == index) for index in range(len(data.train))]
-    order = []
-    for index, count in enumerate(counts(data, [len(mine) for mine in of_source])):
-        mine = of_source[index]
-        taken = mine[drawn(len(mine), count, seed + index)]
-        left = np.setdiff1d(mine, taken)
-        entries = np.concatenate([np.arange(heads[g], ends[g]) for g in left]) if len(left) else np.array([], np.int64)
-        ledger.train[account_name(data.train[index])].give_up(train.take(entries), NOT_DRAWN)
-        order.append(_entries(heads[taken], ends[taken]))
-    mixed = train.take(np.concatenate(order))
+    data = recipe.data
+    of_source = np.bincount(train.sources[train.fact("part") == 0], minlength=len(data.train)).tolist()
+    for source, count in zip(data.train, of_source, strict=True):
+        if not count and (source.weight is not None or data.temperature is not None):
+            account = ledger.train[account_name(source)]
+            raise DataError(
+                f"nothing is left to mix in: {account.sentence()}",
+                where=source.path,
+                remedy="Leave the source out, or give it more rows.",
+            )
+    order, left = mixed(train, counts(data, of_source), seed)
+    for source, entries in zip(data.train, left, strict=True):
+        ledger.train[account_name(source)].give_up(train.take(entries), NOT_DRAWN)
+    found = train.take(order)
     if len(data.train) > 1 or data.train[0].repeat > 1:
-        ledger.mix = _shares(mixed, recipe)
-    return mixed
-
-
-def _entries(starts: Any, ends: Any) -> Any:
-    """Return all indices from each start up to its end, as an array."""
-    lengths = ends - starts
-    before = np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return np.repeat(starts, lengths) + np.arange(lengths.sum()) - before
+        ledger.mix = _shares(found, recipe)
+    return found
 
 
 def _shares(mixed: Rows, recipe: Recipe) -> dict[str, Share]:
@@ -157,22 +136,28 @@ def _shares(mixed: Rows, recipe: Recipe) -> dict[str, Share]:
 
 def _check_accounts(accounts: dict[str, Account], rows: Rows, refuse: Callable[[DataError], None]) -> None:
     for name, account in accounts.items():
-        lost = {reason: n for reason, n in account.dropped.items() if reason not in CHOSEN}
+        lost = {reason: n for reason, n in account.dropped.items() if reason not in account.chosen}
+        if account.broken:
+            lost["broken"] = len(account.broken)
         if account.read and sum(lost.values()) > MOST_DROPPED * account.read:
             reasons = ", ".join(f"{n} {reason}" for reason, n in lost.items())
-            refuse(
-                DataError(
-                    f"{sum(lost.values())} of {account.read} rows can't be used: {reasons}",
-                    where=name,
-                    remedy="Raise training.max_length, choose data.overflow: truncate, or mend the rows.",
-                )
-            )
+            what = f"{sum(lost.values())} of {account.read} rows can't be used: {reasons}"
+            refuse(DataError(what, where=name, remedy=_remedy(max(lost, key=lambda reason: lost[reason]))))
     _check_rows(accounts, rows)
+
+
+def _remedy(reason: str) -> str:
+    if reason.startswith("longer than") or reason.startswith("the prompt alone fills"):
+        return "Raise training.max_length, choose another data.overflow, or use shorter rows."
+    if reason == UNTRAINED_TURNS:
+        return "Mark turns with `train: true` or a `weight`, or set data.train_on: all."
+    return "Mend the rows, or leave them out of the file: so many are a mistake more often than a property of the data."
 
 
 def _check_rows(accounts: dict[str, Account], rows: Rows) -> None:
     if accounts and not len(rows):
-        raise DataError(f"no usable rows in {', '.join(accounts)}")
+        fates = "; ".join(f"{name}: {account.sentence()}" for name, account in accounts.items())
+        raise DataError(f"no row is left: {fates}")
 
 
 def _check_verdicts(train: Rows, ledger: Ledger) -> None:

@@ -11,13 +11,14 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from llmkit.data.shapes import RowError
+from llmkit.data.surrogates import check_strings, has_surrogates
 from llmkit.errors import DataError
 
 LONGEST = 50_000_000
@@ -132,38 +133,16 @@ def _text(line: bytes) -> str:
 TOO_LONG = f"longer than {LONGEST // 1_000_000} MB"
 
 
-def check_strings(row: Mapping[str, Any]) -> None:
-    """Raise RowError if a string of the row has half a surrogate pair, which JSON can write and UTF-8 can't."""
-    for name, value in row.items():
-        if half := _lone_surrogate(name) or _lone_surrogate(value):
-            raise RowError(f"column {ascii(name)} has a lone surrogate ({half}), which is no character")
-
-
-def _lone_surrogate(value: Any) -> str | None:
-    if isinstance(value, str):
-        if value.isascii():
-            return None
-        try:
-            value.encode()
-        except UnicodeEncodeError as exc:
-            return ascii(value[exc.start])[1:-1]
-        return None
-    if isinstance(value, Mapping):
-        value = chain(value.keys(), value.values())
-    elif not isinstance(value, list | tuple):
-        return None
-    return next((half for item in value if (half := _lone_surrogate(item))), None)
-
-
-def _has_surrogates(text: str) -> bool:
-    """Whether JSON escapes a surrogate (\\ud800 to \\udfff): one of a pair, as in any emoji, or a lone one."""
-    return "\\u" in text and ("\\ud" in text or "\\uD" in text)
-
-
 # --- JSON ------------------------------------------------------------------------------------------------------------
 
 
 def _read_jsonl(file: DataFile) -> Placed:
+    with file.open() as stream:
+        filled = (line.strip() for line in _lines(stream) if line.strip())
+        if _is_document(next(filled, b""), next(filled, b"")):
+            raise DataError(
+                "this is a JSON document, not one object on each line", where=file.label, remedy="Name it .json."
+            )
     with file.open() as stream:
         for number, line in enumerate(_lines(stream), start=1):
             try:
@@ -173,6 +152,24 @@ def _read_jsonl(file: DataFile) -> Placed:
                     continue
                 row = error.with_traceback(None)
             yield f"{file.label}:{number}", row
+
+
+def _is_document(first: bytes, second: bytes) -> bool:
+    """Whether a file that begins with these lines is one list, or one object over several lines."""
+    if _is_object(second):
+        return False
+    if first.startswith(b"["):
+        value = _value(first)
+        return value is None or (isinstance(value, list) and any(isinstance(item, dict) for item in value))
+    return bool(second) and first.startswith(b"{") and first.endswith((b"{", b"[", b","))
+
+
+def _value(line: bytes) -> Any:
+    """Return the JSON value of a line; None if it is none."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _json_row(line: bytes) -> dict[str, Any]:
@@ -188,7 +185,7 @@ def _json_row(line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as exc:  # a number of too many digits; brackets nested too deeply
         raise RowError(f"not readable JSON: {exc}") from None
     row = _object(row)
-    if _has_surrogates(text):
+    if has_surrogates(text):
         check_strings(row)
     return row
 
@@ -219,7 +216,7 @@ def _read_json(file: DataFile) -> Placed:
         raise DataError(f"not JSON: {exc.msg} at column {exc.colno}", where=f"{file.label}:{exc.lineno}") from exc
     except (ValueError, RecursionError) as exc:
         raise DataError(f"not readable JSON: {exc}", where=file.label) from exc
-    surrogates, large = _has_surrogates(text), len(text) > LONGEST
+    surrogates, large = has_surrogates(text), len(text) > LONGEST
     for index, row in enumerate(_rows_of(document, file.label)):
         yield f"{file.label}[{index}]", _checked(row, surrogates, large)
 
@@ -237,10 +234,7 @@ def _checked(row: Any, surrogates: bool, large: bool) -> dict[str, Any] | RowErr
 
 
 def _is_object(line: bytes) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
-        return False
+    return isinstance(_value(line), dict)
 
 
 def _whole(content: bytes, label: str) -> str:
@@ -310,13 +304,28 @@ def _records(lines: _TextLines, delimiter: str) -> Iterator[tuple[int, list[str]
 
 
 def _read_csv(file: DataFile, delimiter: str = ",") -> Placed:
+    if delimiter == "," and not file.header:
+        _check_delimiter(file)
     with file.open() as stream:
         yield from _table(file, _records(_TextLines(stream), delimiter))
+
+
+def _check_delimiter(file: DataFile) -> None:
+    """Raise DataError if the first line has something other than commas between its fields."""
+    with file.open() as stream:
+        first = next(_lines(stream), b"")
+    between = {b";": ("`;`", "Save it with commas, or with tabs as .tsv."), b"\t": ("tabs", "Name it .tsv.")}
+    for sign, (called, remedy) in between.items():
+        if sign in first.strip() and b"," not in first:
+            raise DataError(
+                f"the fields are separated by {called}, not by commas", where=f"{file.label}:1", remedy=remedy
+            )
 
 
 def _table(file: DataFile, records: Iterable[tuple[int, list[str] | RowError]]) -> Placed:
     """Yield the rows of records, of which the first names the columns unless the recipe does."""
     header: list[str] = list(file.header)
+    first = True
     for number, fields in records:
         where = f"{file.label}:{number}"
         if isinstance(fields, RowError):
@@ -325,10 +334,13 @@ def _table(file: DataFile, records: Iterable[tuple[int, list[str] | RowError]]) 
             yield where, fields
         elif not header:
             header = _header(fields, where)
+        elif first and [field.strip() for field in fields] == header:
+            raise DataError("the first line names the columns already", where=where, remedy="Leave out `header`.")
         elif len(fields) != len(header):
             yield where, RowError(f"{len(fields)} fields, but the header names {len(header)} columns")
         else:
             yield where, dict(zip(header, fields, strict=True))
+        first = False
 
 
 def _header(fields: list[str], where: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -12,7 +13,7 @@ from llmkit.data import cache
 from llmkit.data.fitting import check_start, fitted
 from llmkit.data.ledger import Account
 from llmkit.data.reasoning import ruled
-from llmkit.data.shapes import RowError, Shape, UnlearnableError
+from llmkit.data.shapes import LeftOutError, RowError, Shape, UnlearnableError
 from llmkit.data.sources import read_examples
 from llmkit.data.splits import Row
 from llmkit.data.store import Listed, Rows, Shard, Stored, Writer
@@ -29,8 +30,8 @@ Item = TypeVar("Item")
 
 BATCH = 1000
 """Rows that are tokenized and written at a time."""
-SURELY_BROKEN = 100
-"""Broken rows from which on reading stops early if their share is too large so far."""
+SURELY_BROKEN = 10
+"""Reading stops early where the share of broken rows is so many times what is allowed, and they are 100 at least."""
 
 
 def account_name(source: Source) -> str:
@@ -89,7 +90,10 @@ class Reader:
     def _write(self, source: Source, path: Path) -> Mapping[str, Any]:
         account, writer, done = Account(), Writer(path), 0
         for batch in self.batches(source, account, early=True):
-            writer.write(batch)
+            try:
+                writer.write(batch)
+            except (TypeError, ValueError):
+                writer.write([row for row in batch if not _unwritable(row, account)])
             done += len(batch)
             if done % (50 * BATCH) < len(batch) and done >= 50 * BATCH:
                 self.narrate(f"{source.path}: {done:,} rows prepared")
@@ -108,7 +112,7 @@ class Reader:
         for triples in ahead(found) if early else found:
             seen += len(triples)
             yield list(self._kept(triples, name, account))
-            if len(account.broken) > max(SURELY_BROKEN, self.data.broken * seen):
+            if len(account.broken) > max(100, SURELY_BROKEN * self.data.broken * seen):
                 raise _broken(account, source, self.data.broken, seen)
 
     def _tokenized(self, source: Source, batch: int) -> Iterator[list[tuple[str, dict[str, Any], Tokens | RowError]]]:
@@ -163,9 +167,20 @@ def ahead(items: Iterator[Item]) -> Iterator[Item]:
 
 def _leave_out(account: Account, where: str, error: RowError) -> None:
     if isinstance(error, UnlearnableError):
-        account.drop(str(error), where)
+        account.drop(str(error), where, chosen=isinstance(error, LeftOutError))
     else:
         account.quarantine(where, str(error))
+
+
+def _unwritable(row: Row, account: Account) -> bool:
+    """Count a row as broken whose example is no JSON in UTF-8, such as a date out of a parquet file."""
+    try:
+        json.dumps(row.example, ensure_ascii=False).encode()
+    except (TypeError, ValueError) as error:
+        if row.part == 0:
+            account.quarantine(row.where, f"holds what JSON can't: {error}")
+        return True
+    return False
 
 
 def too_many_broken(account: Account, source: Source, allowed: float) -> DataError | None:

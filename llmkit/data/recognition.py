@@ -84,6 +84,7 @@ def recognise(
         for name, signs in candidates.items():
             found.setdefault(name, (where, signs, row))
     if not found:
+        hint = "\n".join(filter(None, [*unknown_columns(mapped), hint]))
         raise _nothing_fits(*readable[0], hint) if readable else _nothing_readable(refused, label)
     # A row that lacks one of the columns of the others looks like one of a simpler format: it is a broken one.
     every = [signs for _, signs, _ in found.values()]
@@ -151,6 +152,8 @@ def _nothing_readable(refused: Sequence[tuple[str, RowError]], label: str) -> Da
     if not refused:
         return DataError("holds no rows", where=label)
     where, error = refused[0]
+    if len(refused) == 1:
+        return DataError(f"the only row can't be read: {error}", where=where)
     return DataError(f"none of the first {len(refused)} rows can be read; this one: {error}", where=where)
 
 
@@ -159,13 +162,19 @@ def _nothing_fits(where: str, row: Row, hint: str) -> DataError:
         f"no format is recognised in the columns {_listed(map(_short, islice(row, SHOWN))) or '(none)'}"
         f"{', ...' if len(row) > SHOWN else ''}",
         where=where,
-        remedy="\n".join(filter(None, [*_nearly(row), hint, _needs(row)])),
+        remedy="\n".join(filter(None, [*nearly(row, formats()), hint, _needs(row)])),
     )
 
 
-def _nearly(row: Row) -> list[str]:
+def unknown_columns(mapped: Collection[str]) -> list[str]:
+    """Return a sentence for each key of a recipe's `columns` that no format has."""
+    known = sorted({name for f in formats() for name in (*f.columns, *f.optional)})
+    return [f"`{name}` is no format's column{did_you_mean(name, known)}." for name in mapped if name not in known]
+
+
+def nearly(row: Row, among: Iterable[Format]) -> list[str]:
     """Return a sentence for each format of which a column is there: what else it lacks."""
-    near = [f for f in formats() if not row.keys().isdisjoint(f.columns)]
+    near = [f for f in among if not row.keys().isdisjoint(f.columns)]
     reasons = []
     for tried in near:
         try:
@@ -185,8 +194,13 @@ def _example(row: Row) -> str:
     names = [name for name, value in row.items() if isinstance(value, str)] or list(row) or ["COLUMN"]
     pairs = zip(("prompt", "completion"), names, strict=False) if len(names) > 1 else [("text", names[0])]
     # The row's own name of a format's column stays what it is.
-    inside = ", ".join(f"{column}: {_quoted(name)}" for column, name in pairs if column != name)
-    return f"`columns: {{{inside or 'completion: COLUMN'}}}`"
+    return written({column: name for column, name in pairs if column != name} or {"completion": "COLUMN"})
+
+
+def written(columns: Mapping[str, str]) -> str:
+    """Return `columns` as it is written into a recipe."""
+    inside = ", ".join(f"{column}: {_quoted(name)}" for column, name in columns.items())
+    return f"`columns: {{{inside}}}`"
 
 
 def _quoted(name: str) -> str:

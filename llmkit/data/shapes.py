@@ -38,5 +38,9 @@ class UnlearnableError(RowError):
     """
 
 
+class LeftOutError(UnlearnableError):
+    """The recipe says that the row is to be left out."""
+
+
 EQUAL = "the answers are equal"
 EMPTY = "an answer is empty"

@@ -126,6 +126,15 @@ def _hint(head: list[tuple[str, dict[str, Any] | RowError]], source: Source) -> 
 # --- which kind of source --------------------------------------------------------------------------------------------
 
 
+def first_row(source: Source, folder: Path, row_format: Format) -> dict[str, Any] | None:
+    """Return the first row, as the recipe maps it, that is of the format; None if no early one is.
+
+    Raises what `read_rows` raises.
+    """
+    rows = (row for _, row in islice(_mapped_rows(source, folder), MOST) if not isinstance(row, RowError))
+    return next((row for row in rows if row_format.recognises(row) is not None), None)
+
+
 def read_rows(source: Source, folder: Path) -> Placed:
     """Yield the rows of `source` as they stand, each after its place (`data/train.jsonl:17`, `made:orders[3]`).
 
@@ -197,6 +206,12 @@ def local_path(source: Source, folder: Path) -> Path | None:
         return path
     if _looks_like_file(source.path):
         raise _no_such_file(source.path, path)
+    if meant := _misspelt_suffix(path, source.path):
+        raise DataError(
+            f"no such file, and {path.suffix!r} is no suffix of a data file{meant}",
+            where=source.path,
+            remedy=f"Looked for {path}.",
+        )
     # `datasets` would take a folder of this name in the current directory for the data set.
     if Path(source.path).exists():
         raise DataError(
@@ -215,6 +230,14 @@ def _looks_like_file(path: str) -> bool:
         or path.lower().endswith((*READERS, *unread))
         or not HUB_ID.fullmatch(path)
     )
+
+
+def _misspelt_suffix(path: Path, label: str) -> str:
+    """Return which suffix is meant by a path that would pass for a hub id (`chat.jsnol`), or an empty string."""
+    in_folder = "/" in label and path.parent.is_dir()
+    if path.name.count(".") != 1 or not path.stem or ("/" in label and not in_folder):
+        return ""
+    return did_you_mean(path.suffix.lower(), READERS)
 
 
 def _no_such_file(label: str, path: Path) -> DataError:

@@ -9,7 +9,7 @@ is refused, because the mask would be a guess.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +91,7 @@ def _marked(chat: Chat, talk: Dialogue, text: str, marks: Sequence[Span]) -> lis
         if begin is None:
             spans.append(_asked_and_marked(chat, talk, text, turn, (start, end)))
         else:
-            spans.append(up_to_first_stop(text, (begin, end), talk.ends))
+            spans.append(up_to_first_stop(text, (begin, end), talk.ends, chat.closing))
     return spans
 
 
@@ -131,7 +131,7 @@ def _asked_and_marked(chat: Chat, talk: Dialogue, text: str, turn: int, mark: Sp
     asked = chat.own.render(talk.messages[:turn], talk.tools, prompt=True) if turn else ""
     if not text.startswith(asked) or not mark[0] <= len(asked) < mark[1]:
         raise _asked_elsewise(chat, talk, turn, asked)
-    return up_to_first_stop(text, (len(asked), mark[1]), talk.ends)
+    return up_to_first_stop(text, (len(asked), mark[1]), talk.ends, chat.closing)
 
 
 # --- by prefix -------------------------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ def _by_prefix(chat: Chat, talk: Dialogue, text: str) -> list[Span]:
                 f"the chat template renders message {turn + 1} differently once more messages follow, so its tokens "
                 f"can't be told apart; {_instead(chat, talk, turn)}"
             )
-        spans.append(up_to_first_stop(text, (len(asked), len(answered)), talk.ends))
+        spans.append(up_to_first_stop(text, (len(asked), len(answered)), talk.ends, chat.closing))
     return spans
 
 
@@ -174,9 +174,9 @@ def _instead(chat: Chat, talk: Dialogue, turn: int) -> str:
 # --- the end of a turn -----------------------------------------------------------------------------------------------
 
 
-def up_to_first_stop(text: str, span: Span, ends: tuple[str, ...]) -> Span:
+def up_to_first_stop(text: str, span: Span, ends: tuple[str, ...], closing: Collection[str]) -> Span:
     """Cut a span as `up_to_stop` does, and a second stop token behind the first: Phi-3 ends the last turn twice."""
-    start, end = up_to_stop(text, span, ends)
+    start, end = up_to_stop(text, span, ends, closing)
     while True:
         stop = max((stop for stop in ends if text.endswith(stop, start, end)), key=len)
         shorter = start + len(text[start : end - len(stop)].rstrip())
@@ -185,10 +185,10 @@ def up_to_first_stop(text: str, span: Span, ends: tuple[str, ...]) -> Span:
         end = shorter
 
 
-def up_to_stop(text: str, span: Span, ends: tuple[str, ...]) -> Span:
+def up_to_stop(text: str, span: Span, ends: tuple[str, ...], closing: Collection[str]) -> Span:
     """Cut a span after the stop token that ends it: the template's white space behind it is not learnt.
 
-    Raises SetupError where something else than one of `ends` ends it.
+    Raises SetupError where something else than one of `ends` ends it; one of the tokens `closing` may be what does.
     """
     start, end = span
     turn = text[start:end].rstrip()
@@ -199,9 +199,36 @@ def up_to_stop(text: str, span: Span, ends: tuple[str, ...]) -> Span:
     behind = space.end() if space else end
     stop = next((stop for stop in ends if text.startswith(stop, behind)), None)
     if stop is None:
+        following = (token for token in closing if text.startswith(token, behind))  # what begins the text opens turns
         raise SetupError(
             f"the chat template ends the assistant's turn with {turn[-20:]!r}, but generation stops on "
             f"{' or '.join(map(repr, ends))}: the model would learn never to stop",
-            remedy="Name the token that ends a turn: model: {eos_token: '<|im_end|>'}, or mend the template.",
+            remedy=end_remedy(turn + _longest(token for token in following if not text.startswith(token)), closing),
         )
     return start, behind + len(stop)
+
+
+def end_remedy(turn: str, closing: Collection[str], ends: tuple[str, ...] = ()) -> str:
+    """Say what makes a turn end with a token that generation stops on.
+
+    `turn` is its text, `closing` are special tokens, and `ends` those that generation stops on, if `turn` may end so.
+    """
+    turn = turn.rstrip()
+    if stop := _longest(token for token in ends if turn.endswith(token)):
+        return f"Make {stop!r} a token of the tokenizer (`added_tokens` in its tokenizer.json), or end turns otherwise."
+    if token := _longest(token for token in closing if turn.endswith(token)):
+        return (
+            f"The turn ends with the token {token!r}. If it ends every turn, name it: model: {{eos_token: {token!r}}}."
+        )
+    if not closing:
+        return (
+            "Name the token that ends a turn in `model.eos_token`, or write {{ eos_token }} after each in the template."
+        )
+    return (
+        "No special token stands there, so the template writes no end token: add {{ eos_token }} after the "
+        "assistant's content (`model.chat_template`)."
+    )
+
+
+def _longest(tokens: Iterable[str]) -> str:
+    return max(tokens, key=len, default="")

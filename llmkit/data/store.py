@@ -223,7 +223,10 @@ class Rows(Sequence[Row]):
         return self.fact("digest")
 
     def dataset(self) -> Dataset:
-        """Return the tokens as a data set, in this order; those of stored rows stay in their files."""
+        """Return the tokens as a data set, in this order; those of stored rows stay in their files.
+
+        `loss_weights` is there only if a row has them, and None for rows that have none.
+        """
         import datasets
 
         if not all(isinstance(shard, Stored) for shard in self.shards):
@@ -232,13 +235,7 @@ class Rows(Sequence[Row]):
         found = datasets.concatenate_datasets([datasets.Dataset.from_file(str(shard.path)) for shard in stored])
         weighted = any(shard.weighted for shard in stored)
         names = [name for name in found.column_names if name in TOKENS or (name == WEIGHTS and weighted)]
-        found = found.select_columns(names).select(self.order)
-        return found.map(_with_weights, batched=True) if weighted else found
-
-
-def _with_weights(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    pairs = zip(batch[WEIGHTS], batch["labels"], strict=True)
-    return {WEIGHTS: [[1.0] * len(labels) if weights is None else weights for weights, labels in pairs]}
+        return found.select_columns(names).select(self.order)
 
 
 def _in_memory(rows: Sequence[Row]) -> Dataset:
@@ -247,8 +244,7 @@ def _in_memory(rows: Sequence[Row]) -> Dataset:
     names = [name for name in TOKENS if rows and name in rows[0].tokens]
     columns: dict[str, list[Any]] = {name: [row.tokens[name] for row in rows] for name in names}
     if any(WEIGHTS in row.tokens for row in rows):
-        weights = {WEIGHTS: [row.tokens.get(WEIGHTS) for row in rows]}
-        columns |= _with_weights(columns | weights)
+        columns[WEIGHTS] = [row.tokens.get(WEIGHTS) for row in rows]
     return Dataset.from_dict(columns)
 
 

@@ -1,37 +1,53 @@
 """Training rows that are read while training goes on, for sets larger than memory or disk.
 
-They come in one order for a recipe and its seed: a buffer is filled from the sources, and each row that leaves it is
-chosen at random. A run that is resumed reads up to where it was, so that the same rows follow.
+They come in one order for a recipe and its seed: each pass over a source goes through a buffer, and each row that
+leaves it is chosen at random. The stream has no end, so transformers counts one epoch, and a run that is resumed skips
+exactly the rows that it had read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain, count, islice
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from llmkit.data.ledger import Account, Ledger
-from llmkit.data.reading import Reader, account_name, too_many_broken
+from llmkit.data.ledger import OVERLAP, Account, Ledger
+from llmkit.data.reading import Item, Reader, account_name, too_many_broken
 from llmkit.data.splits import Row
-from llmkit.data.store import WEIGHTS, Listed, Rows, digests
+from llmkit.data.splitting import overlapping
+from llmkit.data.store import WEIGHTS, Listed, Rows
 from llmkit.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-    from llmkit.recipe.recipe import Recipe, Source
+    from llmkit.recipe.recipe import Recipe
 
 HEAD = 1000
 """Rows of the stream that are audited before training, in all."""
-OVERLAP = "also among the held-out rows"
+READ = 100
+"""Rows that are tokenized at a time."""
+
+
+def shuffled(items: Iterable[Item], size: int, rng: random.Random) -> Iterator[Item]:
+    """Yield `items`, each chosen among the `size` that are held."""
+    buffer: list[Item] = []
+    for item in items:
+        if len(buffer) < size:
+            buffer.append(item)
+            continue
+        place = rng.randrange(size)
+        buffer[place], item = item, buffer[place]
+        yield item
+    rng.shuffle(buffer)
+    yield from buffer
 
 
 @dataclass
 class Stream:
-    """The training rows of a recipe, read as they are needed; `ledger` grows while they are read for the first time."""
+    """The training rows of a recipe, read as they are needed; `ledger` counts each row once, however often it comes."""
 
     recipe: Recipe
     reader: Reader
@@ -40,29 +56,32 @@ class Stream:
     seed: int
     weighted: bool = False
     """Whether any of the first rows has loss weights; no later row may have them if none of these has."""
-    _seen: set[int] = field(default_factory=set)
-    """Indices of the sources that were read to their end."""
+    _counted: dict[int, Account] = field(default_factory=dict)
+    """By source, the account of the pass that has come furthest."""
 
-    def head(self) -> Rows:
-        """Return the first rows, for the audit; raises DataError where a source has none that can be used."""
+    def __post_init__(self) -> None:
+        self.reader.narrate = _silent  # `datasets` pickles what reads the rows, and a console can't be
+        self.ledger.streamed = True
+        for source in self.recipe.data.train:
+            self.ledger.train[account_name(source)] = Account()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Stream:
+        return self  # `datasets` copies what it mixes, and there is one ledger
+
+    def head(self) -> tuple[dict[str, Account], Rows]:
+        """Return the first rows, for the audit, and what became of those read for it, by source."""
         share = max(1, HEAD // len(self.recipe.data.train))
-        heads = [Listed(self._head(source, share)) for source in self.recipe.data.train]
+        accounts: dict[str, Account] = {}
+        heads = []
+        for source in self.recipe.data.train:
+            account = accounts.setdefault(account_name(source), Account())
+            batches = (self._kept(rows, account) for rows in self.reader.batches(source, account, batch=READ))
+            heads.append(Listed(islice(chain.from_iterable(batches), share)))
         self.weighted = any(WEIGHTS in row.tokens for head in heads for row in head.rows)
-        return Rows(heads)
-
-    def _head(self, source: Source, count: int) -> list[Row]:
-        account = Account()
-        batches = self.reader.batches(source, account, batch=100)
-        rows = list(islice(chain.from_iterable(batches), count))
-        account.keep(Rows([Listed(rows)]))
-        if error := too_many_broken(account, source, self.recipe.data.broken):
-            self.reader.refuse(error)
-        if not rows:
-            raise DataError(f"none of the {account.read} rows can be used: {account.sentence()}", where=source.path)
-        return rows
+        return accounts, Rows(heads)
 
     def dataset(self) -> IterableDataset:
-        """Return the tokens as an endless-by-epochs data set of datasets' own kind, mixed and shuffled."""
+        """Return the tokens as an endless data set of datasets' own kind, mixed and shuffled."""
         from datasets import Features, IterableDataset, List, Value, interleave_datasets
 
         sources, ids = self.recipe.data.train, List(Value("int32"))
@@ -74,23 +93,44 @@ class Stream:
         ]
         weights = [source.weight or 1.0 for source in sources]
         shares = [weight / sum(weights) for weight in weights]
-        mixed = parts[0] if len(parts) == 1 else interleave_datasets(parts, probabilities=shares, seed=self.seed)
-        return mixed.shuffle(seed=self.seed, buffer_size=self.recipe.data.shuffle_buffer)
+        return parts[0] if len(parts) == 1 else interleave_datasets(parts, probabilities=shares, seed=self.seed)
 
     def _tokens(self, index: int) -> Iterator[dict[str, list[Any]]]:
-        source = self.recipe.data.train[index]
-        account = Account() if index in self._seen else self.ledger.train[account_name(source)]
-        held_out = set(self.held_out.digests.tolist())
-        for rows in self.reader.batches(source, account, batch=100):
-            kept = Rows([Listed(rows)])
-            account.keep(kept)
-            overlap = np.isin(digests(rows), list(held_out)) if held_out else np.zeros(len(rows), bool)
-            account.give_up(kept.take(overlap), OVERLAP)
-            for row in kept.take(~overlap):
+        for number in count():
+            rng = random.Random(f"{self.seed} {index} {number}")
+            for row in shuffled(self._pass(index), self.recipe.data.shuffle_buffer, rng):
                 yield self._columns(row)
+
+    def _pass(self, index: int) -> Iterator[Row]:
+        """Yield the rows of one source once; raises DataError if none can be used, or too many are broken."""
+        source, account = self.recipe.data.train[index], Account()
+        for rows in self.reader.batches(source, account, batch=READ):
+            kept = self._kept(rows, account)
+            self._count(index, account)
+            yield from kept
         if error := too_many_broken(account, source, self.recipe.data.broken):
             raise error
-        self._seen.add(index)
+        if not account.kept:
+            raise DataError(f"no row is left: {account.sentence()}", where=source.path)
+
+    def _kept(self, found: list[Row], account: Account) -> Rows:
+        """Return those of some rows that are not held out as well, and count them all."""
+        rows = Rows([Listed(found)])
+        account.keep(rows)
+        leaving = overlapping(rows, self.held_out)
+        account.give_up(rows.take(leaving), OVERLAP)
+        return rows.take(~leaving)
+
+    def _count(self, index: int, account: Account) -> None:
+        """Put an account into the ledger, unless its rows were counted before: by a look ahead, or another pass."""
+        if index in self._counted and account.read < self._counted[index].read:
+            return
+        self._counted[index] = account
+        name = account_name(self.recipe.data.train[index])
+        total = self.ledger.train[name] = Account()
+        for other, counted in self._counted.items():
+            if account_name(self.recipe.data.train[other]) == name:
+                total.add(counted)
 
     def _columns(self, row: Row) -> dict[str, list[Any]]:
         if WEIGHTS in row.tokens and not self.weighted:
@@ -104,11 +144,3 @@ class Stream:
 
 def _silent(text: str) -> None:
     pass
-
-
-def open_stream(recipe: Recipe, reader: Reader, held_out: Rows, ledger: Ledger, seed: int) -> Stream:
-    """Return the stream of the training sources; their accounts in `ledger` start empty."""
-    reader.narrate = _silent  # `datasets` pickles what reads the rows, and a console can't be
-    for source in recipe.data.train:
-        ledger.train[account_name(source)] = Account()
-    return Stream(recipe, reader, held_out, ledger, seed)

@@ -138,6 +138,8 @@ class Chat:
     """TRL's name of the template."""
     header: str | None
     """What stands before an answer when the model is asked for one; None if a probe can't tell."""
+    closing: tuple[str, ...]
+    """Special tokens that may end a turn: those that don't stand in the header."""
 
 
 def chat_of(tokenizer: PreTrainedTokenizerBase, *, tools: bool = False) -> Chat:
@@ -153,15 +155,22 @@ def chat_of(tokenizer: PreTrainedTokenizerBase, *, tools: bool = False) -> Chat:
             "the tokenizer has no chat template, so conversations can't be rendered",
             remedy="Give one as a Jinja file: model: {chat_template: template.jinja}; or train on plain strings.",
         )
-    return _chat(template, tuple(tokenizer.special_tokens_map.items()))
+    return _chat(template, tuple(tokenizer.special_tokens_map.items()), tuple(sorted(control_tokens(tokenizer))))
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """Return how the special tokens are written: those with a role, and those that were added as special."""
+    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return {str(token) for token in (*tokenizer.all_special_tokens, *added) if token.strip()}
 
 
 @lru_cache(maxsize=16)
-def _chat(template: str, special_tokens: tuple[tuple[str, str], ...]) -> Chat:
+def _chat(template: str, special_tokens: tuple[tuple[str, str], ...], control: tuple[str, ...]) -> Chat:
     own = ChatTemplate(template, dict(special_tokens))
     name = None if own.marked else _names().get(template)
     twin = ChatTemplate(twin_file(name).read_text(encoding="utf-8"), dict(special_tokens)) if name else None
-    return Chat(own, twin, name, _header(own))
+    header = _header(own)
+    return Chat(own, twin, name, header, tuple(token for token in control if token not in (header or "")))
 
 
 def _header(own: ChatTemplate) -> str | None:
@@ -171,6 +180,22 @@ def _header(own: ChatTemplate) -> str | None:
     except RowError:
         return None
     return asked[len(os.path.commonprefix([asked, closed])) :]
+
+
+def unasked_header(chat: Chat) -> str:
+    """Return what a template without a generation prompt writes before an answer; the model is asked without it.
+
+    Empty if there is a generation prompt, or nothing but white space stands there (Mistral's).
+    """
+    question, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": "the answer"}
+    if chat.header != "":
+        return ""
+    try:
+        asked, told = chat.own.render([question], prompt=True), chat.own.render([question, answer])
+    except RowError:
+        return ""
+    found = told[len(asked) :].partition(answer["content"])[0] if told.startswith(asked) else ""
+    return found if found.strip() else ""
 
 
 @lru_cache(maxsize=1)
@@ -196,6 +221,13 @@ def twin_file(name: str) -> Path:
     folder = _folder()
     assert folder is not None
     return folder / f"{name}_training.jinja"
+
+
+def template_with_calls(rendered: str) -> Path | None:
+    """Return TRL's file with a template that renders tool calls, for a tokenizer of ChatML; None for any other."""
+    folder = _folder()
+    chatml = "<|im_start|>assistant" in rendered and "<|im_end|>" in rendered
+    return folder / "qwen2_5.jinja" if folder and chatml else None
 
 
 _PROBE = (

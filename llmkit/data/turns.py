@@ -8,7 +8,7 @@ from typing import Any
 from llmkit.data import reasoning
 from llmkit.data.formats.base import MARKS
 from llmkit.data.shapes import RowError, UnlearnableError
-from llmkit.data.templates import Span
+from llmkit.data.templates import Span, template_with_calls
 
 Message = Mapping[str, Any]
 
@@ -69,7 +69,14 @@ def check_complete(message: Message, number: int, rendered: str, span: Span) -> 
     for call in message.get("tool_calls", ()):
         name = str(call.get("function", call).get("name", ""))
         if name not in said:
-            raise RowError(
-                f"the chat template leaves out the call of {name!r} in message {number}, which is trained; use a "
-                "template that renders tool calls (`model.chat_template`), or write the call into the content"
-            )
+            raise RowError(_without_calls(rendered))
+
+
+def _without_calls(rendered: str) -> str:
+    """Return the reason, the same for all rows: what a template does to one call, it does to each."""
+    file = template_with_calls(rendered)
+    such_as = f", such as {file}, which also writes a system prompt into rows that have none" if file else ""
+    return (
+        "the chat template leaves out the tool calls of a trained turn; write them into the content, or use a template "
+        f"that renders them (`model.chat_template`){such_as}"
+    )

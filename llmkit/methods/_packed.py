@@ -7,7 +7,7 @@ one flat sequence would cost them the square of its length. So there are two lay
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from types import MappingProxyType
@@ -21,10 +21,9 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import pad
 
 from llmkit.data.packing import Packing, pack
+from llmkit.data.store import TOKENS, WEIGHTS
 from llmkit.errors import SetupError
 
-WEIGHTS = "loss_weights"
-TOKENS = ("input_ids", "labels", WEIGHTS)
 MASKED = ("sdpa", "eager")
 """Attention kernels that take a mask, and not the boundaries of the rows."""
 
@@ -47,8 +46,17 @@ class PackedRows(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         rows = self.dataset[self.packing.rows(index)]
-        joined: dict[str, Any] = {name: list(chain.from_iterable(rows[name])) for name in TOKENS if name in rows}
+        if WEIGHTS in rows:
+            rows[WEIGHTS] = list(map(_weights, rows[WEIGHTS], rows["labels"]))
+        joined: dict[str, Any] = {
+            name: list(chain.from_iterable(rows[name])) for name in (*TOKENS, WEIGHTS) if name in rows
+        }
         return {**joined, "seq_lengths": [len(ids) for ids in rows["input_ids"]]}
+
+
+def _weights(given: list[float] | None, labels: Sequence[int]) -> list[float]:
+    """Return the loss weights of a row; one that has none counts as usual."""
+    return [1.0] * len(labels) if given is None else given
 
 
 def row_lengths(rows: Dataset) -> np.ndarray[Any, Any]:
@@ -64,9 +72,9 @@ def row_lengths(rows: Dataset) -> np.ndarray[Any, Any]:
 class TokenCollator(DataCollatorForLanguageModeling):
     """TRL's collator, with loss weights, and with packed sequences side by side where attention takes a mask.
 
-    Batches have `input_ids`, `labels`, `loss_weights` where rows have them (0 for padding), and one of `attention_mask`
-    (padded rows), `position_ids` (packed: padding is at position 0) or TRL's boundaries (`padding_free`). The first
-    label of a packed row is -100: nothing stands before it.
+    Batches have `input_ids`, `labels`, `loss_weights` if the data set has that column (0 for padding, 1 for rows that
+    have none), and one of `attention_mask` (padded rows), `position_ids` (packed: padding is at position 0) or TRL's
+    boundaries (`padding_free`). The first label of a packed row is -100: nothing stands before it.
     """
 
     packed: bool = False
@@ -81,7 +89,8 @@ class TokenCollator(DataCollatorForLanguageModeling):
             del batch["attention_mask"]
             batch["labels"][batch["position_ids"] == 0] = -100
         if WEIGHTS in examples[0]:
-            weights = [torch.tensor(example[WEIGHTS], dtype=torch.float32) for example in examples]
+            given = [_weights(example[WEIGHTS], example["labels"]) for example in examples]
+            weights = [torch.tensor(one, dtype=torch.float32) for one in given]
             weights = [torch.cat(weights)] if self.padding_free else weights
             batch[WEIGHTS] = pad(weights, padding_value=0.0, pad_to_multiple_of=self.pad_to_multiple_of)
         return batch

@@ -15,8 +15,9 @@ from torch.nn import functional
 from trl import SFTTrainer
 
 from llmkit.data.packing import Packed
+from llmkit.data.store import WEIGHTS
 from llmkit.errors import RecipeError, RunError
-from llmkit.methods._packed import MASKED, WEIGHTS, PackedRows, TokenCollator, check_isolation, real_tokens, rows_of
+from llmkit.methods._packed import MASKED, PackedRows, TokenCollator, check_isolation, real_tokens, rows_of
 from llmkit.methods._trained_head import kept
 
 FUSED = ("cuda", "xpu")

@@ -67,7 +67,7 @@ def load_function(reference: str, folder: Path, owner: str) -> Callable[..., Any
     sys.modules[module_name] = module  # dataclasses look their module up there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # noqa: BLE001 - a file of the user's may raise anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a file of the user's may raise anything, or call `exit`
         raise SetupError(
             f"{owner}: importing the file raised {type(error).__name__}: {error}", where=str(path)
         ) from error

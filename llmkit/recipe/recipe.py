@@ -110,6 +110,9 @@ class Source(Spec):
     repeat: int = Field(default=1, ge=1)
     """How often each row may be used in an epoch."""
 
+    streaming: bool = False
+    """Read the rows while training goes on (sets larger than memory or disk); needs `training.max_steps`."""
+
     options: dict[str, Any] = {}
     """Settings of a reasoning_gym task (`size`, `seed`, ranges), as its own configuration names them."""
 
@@ -142,6 +145,7 @@ CHECKS = (
     "end_token",
     "labels",
     "near_duplicates",
+    "no_generation_prompt",
     "no_start",
     "overlap",
     "pad_token",
@@ -239,9 +243,6 @@ class Data(Spec):
     temperature: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Draws from the sources in proportion to (rows ^ (1 / temperature)): above 1, small sources count for more."""
 
-    streaming: bool = False
-    """Read the training rows while training goes on (sets larger than memory or disk); needs `training.max_steps`."""
-
     shuffle_buffer: int = Field(default=10_000, ge=1)
     """Rows of a stream among which the next one is chosen."""
 
@@ -250,6 +251,11 @@ class Data(Spec):
 
     audit: Audit = Audit()
     """What the checks of the rows refuse."""
+
+    @property
+    def streaming(self) -> bool:
+        """Whether the training rows are read while training goes on."""
+        return any(source.streaming for source in self.train)
 
     @field_validator("eval")
     @classmethod

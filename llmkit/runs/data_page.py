@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmkit.runs.data_report import NAMED, headline, is_avoided, notes, row_facts, token_count, trained_share, words_of
+from llmkit.runs.data_report import (
+    NAMED,
+    counted_as,
+    headline,
+    is_avoided,
+    notes,
+    row_facts,
+    token_count,
+    trained_share,
+    words_of,
+)
 from llmkit.runs.spelling import Gap, Passage, Piece, places, spell, visible
 
 if TYPE_CHECKING:
@@ -56,7 +66,9 @@ def render(seen: Seen) -> str:
         headline=headline(seen),
         chart=_chart(seen),
         rows=[_row(seen, shown) for shown in seen.shown],
-        most_broken=NAMED,
+        broken=seen.broken_by_reason[:NAMED],
+        other_broken=sum(broken.count for broken in seen.broken_by_reason[NAMED:]),
+        counted=counted_as(seen),
         trains=any(passage.trained for passage in passages),
         avoids=any(map(is_avoided, passages)),
     )

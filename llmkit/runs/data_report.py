@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from llmkit.data.shapes import Shape
 from llmkit.runs.spelling import Gap, Passage, Piece, places, spell, visible
 
 if TYPE_CHECKING:
@@ -28,9 +29,10 @@ SIGNS = "↵ is a line break, · a space that could be overlooked"
 
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 NAMED = 20
-"""Broken rows that are printed; the run writes all of them down."""
+"""Reasons of broken rows that are printed; the run writes all of them down."""
 
 TRAINED, AVOIDED, SPECIAL, QUIET, HEAD = "green", "red", "cyan", "dim", "bold"
+LABELS = {"error": "bold red", "warning": "bold yellow", "accepted": "bold"}
 MARK = re.compile("([↵·⇥⍽]+)")
 OPEN, CLOSE = "⟦", "⟧"
 """What encloses trained tokens where there is no colour."""
@@ -111,7 +113,8 @@ def _reasons(origins: Sequence[Origin]) -> Iterable[Text]:
 def notes(account: Account) -> list[str]:
     """Say what else became of the rows that are kept."""
     found = [f"{account.truncated:,} truncated"] if account.truncated else []
-    found += [f"{account.split:,} split, which makes {account.pieces:,} rows"] if account.split else []
+    pieces = account.pieces - (account.kept - account.split)
+    found += [f"{account.split:,} split into {pieces:,} pieces"] if account.split else []
     verdicts = account.verdicts
     return found + ([f"{verdicts['good']:,} good, {verdicts['bad']:,} bad"] if verdicts else [])
 
@@ -123,10 +126,10 @@ def _left_out(seen: Seen) -> Iterable[Table]:
     grid.columns[0].justify = "right"
     for lost in seen.lost:
         _add(grid, f"{lost.count:,}", visible(lost.reason), places(lost.places, lost.count))
-    for broken in seen.broken[:NAMED]:
-        _add(grid, "1", f"broken: {visible(broken.reason)}", visible(broken.where))
-    if len(seen.broken) > NAMED:
-        _add(grid, f"{len(seen.broken) - NAMED:,}", "broken as well", "")
+    for broken in seen.broken_by_reason[:NAMED]:
+        _add(grid, f"{broken.count:,}", f"broken: {visible(broken.reason)}", places(broken.places, broken.count))
+    if others := sum(broken.count for broken in seen.broken_by_reason[NAMED:]):
+        _add(grid, f"{others:,}", "broken as well", "")
     yield grid
 
 
@@ -150,10 +153,16 @@ def _lengths(seen: Seen) -> Iterable[Table | Text]:
         yield Text(f"{limit:>{width}}  {'┄' * BAR} max_length", QUIET)
     yield Text()
     grid = _grid("", *seen.lengths, right=1)
-    for name, values in (("tokens", seen.lengths), ("trained", seen.trained)):
+    for name, values in zip(counted_as(seen), (seen.lengths, seen.trained), strict=True):
         if any(values.values()):
             _add(grid, name, *(f"{value:,}" for value in values.values()))
     yield grid
+
+
+def counted_as(seen: Seen) -> tuple[str, str]:
+    """Return what is counted of a row by its tokens, and by those trained: of a pair, not the same."""
+    pair = seen.shape == Shape.PREFERENCE
+    return ("longer sequence", "trained, both answers") if pair else ("tokens", "trained")
 
 
 def _range(bin_: Bin) -> str:
@@ -276,8 +285,9 @@ def _findings(seen: Seen) -> Iterable[Text]:
     if not seen.findings:
         yield Text("Nothing is wrong with these rows.")
     for found in seen.findings:
-        style = "bold red" if found.severity == "error" else "bold yellow"
-        yield Text.assemble((f"{found.severity}: ", style), visible(found.what))
+        yield Text.assemble(
+            (found.label, LABELS[found.label]), (f" ({found.check})", QUIET), f": {visible(found.what)}"
+        )
         if found.where:
             yield Text(f"  {places(found.where, found.count)}", QUIET)
         if found.remedy:

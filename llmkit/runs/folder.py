@@ -13,13 +13,13 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.data.cache import source_hashes
-from llmkit.errors import SetupError
+from llmkit.errors import DataError, SetupError
 from llmkit.recipe.places import file_hash
 
 if TYPE_CHECKING:
@@ -229,6 +229,18 @@ def code_hashes(recipe: Recipe) -> dict[str, str]:
     """Return the SHA-256 of every Python file that the recipe names as `path/to/file.py:name`: rewards, tools."""
     named = set(re.findall(r'"([^"]+\.py):\w+"', json.dumps(recipe.model_dump(exclude_unset=True), default=str)))
     return {name: file_hash(recipe.folder / Path(name).expanduser()) for name in sorted(named)}
+
+
+def require_same_rows(folder: RunFolder, hashes: Mapping[str, str]) -> None:
+    """Raise DataError if the rows of a split are not those that the run was started with (`hashes` by split)."""
+    locked = folder.read_json("lock.json").get("rows", {})
+    changed = [split for split, found in hashes.items() if locked.get(split, found) != found]
+    if changed:
+        raise DataError(
+            f"the {' and '.join(changed)} rows are not those that {folder.path} was started with: a file, a data set "
+            "of the hub, the template or llmkit itself has changed",
+            remedy="Put them back as they were, or start a new run.",
+        )
 
 
 def require_space(path: Path, needed_bytes: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import tempfile
@@ -17,6 +18,7 @@ from llmkit.data.prepare import load_splits, stop
 from llmkit.data.shapes import RowError, Shape
 from llmkit.data.sources import format_of
 from llmkit.data.splits import Row, Splits
+from llmkit.data.store import digests
 from llmkit.data.templates import training_template
 from llmkit.errors import DataError
 from llmkit.methods.base import Job
@@ -65,8 +67,9 @@ class Prepared:
         # The trainer does the same when it starts: batches and dropout depend on this state.
         set_seed(args.seed)
         loader = trainer.get_train_dataloader()
-        updates = -(-len(loader) // args.gradient_accumulation_steps)
-        steps = args.max_steps if args.max_steps > 0 else math.ceil(updates * args.num_train_epochs)
+        steps = args.max_steps
+        if steps <= 0:  # a stream has no length, and always a number of steps
+            steps = math.ceil(-(-len(loader) // args.gradient_accumulation_steps) * args.num_train_epochs)
         trainer.create_optimizer_and_scheduler(num_training_steps=steps)
         model, optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
         return Loop(
@@ -130,7 +133,7 @@ def prepare(
     tokenizer, splits = data.tokenizer, data.splits
     refuse(data.findings)
     for finding in data.findings:
-        narrator.say(f"{finding.severity}: {finding.what}")
+        narrator.say(finding.sentence())
     set_up_rewards(recipe, (*(splits.train if recipe.method.needs_rewards else ()), *splits.eval))
     model = load_model(recipe, the_plan, tokenizer)
     narrator.say(f"loaded {recipe.model.name}: {_describe(model, the_plan)}")
@@ -190,6 +193,12 @@ def prepare_data(recipe: Recipe, *, narrator: Narrator | None = None, look: bool
     ]
     findings += audit(splits, ledger, tokenizer, stops, recipe)
     return PreparedData(recipe, tokenizer, stops, splits, ledger, findings)
+
+
+def row_hashes(splits: Splits) -> dict[str, str]:
+    """Return a hash of what the model reads of each split, in its order; of a stream, of its first rows."""
+    found = {"train": splits.train, "eval": splits.eval}
+    return {name: hashlib.sha256(digests(rows).tobytes()).hexdigest() for name, rows in found.items()}
 
 
 def load_rows(

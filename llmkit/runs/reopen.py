@@ -19,8 +19,8 @@ from llmkit.recipe.recipe import Recipe
 from llmkit.runs import scoring
 from llmkit.runs.checks import check, setting
 from llmkit.runs.exporting import export_all
-from llmkit.runs.folder import RunFolder
-from llmkit.runs.prepare import load_rows, plan, set_up_rewards
+from llmkit.runs.folder import RunFolder, require_same_rows
+from llmkit.runs.prepare import load_rows, plan, row_hashes, set_up_rewards
 from llmkit.runs.progress import Narrator
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def evaluate(
 
     Returns the scores by `base` and `tuned`, each in the order of the recipe's `evaluation`.
     """
-    narrator = narrator or Narrator()
+    narrator, overrides = narrator or Narrator(), tuple(overrides)
     recipe, folder = recipe_of(Path(target), overrides)
     check(recipe)
     if not recipe.evaluation:
@@ -99,7 +99,11 @@ def evaluate(
     found: dict[str, list[Score]] = {}
     for name in ("base", "tuned") if folder else ("base",):
         opened = open_model(recipe, folder, base=name == "base")
-        rows = _splits(opened).eval
+        splits = _splits(opened)
+        rows = splits.eval
+        if folder is not None and not overrides:
+            # Rows that were held out anew might have been trained on.
+            require_same_rows(folder, {"eval": row_hashes(splits)["eval"]})
         if not found:
             set_up_rewards(recipe, rows)
         # The next one is loaded when this one is gone: both at once might not fit.

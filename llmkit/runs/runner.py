@@ -26,9 +26,10 @@ from llmkit.runs.folder import (
     data_hashes,
     disk_full_explained,
     environment,
+    require_same_rows,
     require_space,
 )
-from llmkit.runs.prepare import Prepared, plan, prepare
+from llmkit.runs.prepare import Prepared, plan, prepare, row_hashes
 from llmkit.runs.progress import Narrator, outcome, training_callback
 from llmkit.runs.resolved import resolved_yaml
 
@@ -83,7 +84,7 @@ def run(
                 narrator=narrator,
                 keep_samples=_sample_keeper(folder, narrator if watch else None),
             )
-            _record_inputs(folder, prepared)
+            _record_inputs(folder, prepared, resume)
             base = _score(prepared, "base", narrator)
         return _train_and_judge(prepared, base, folder, resume, narrator)
 
@@ -152,13 +153,17 @@ def _record(folder: RunFolder, recipe: Recipe, the_plan: Plan) -> None:
     require_space(folder.path, size * (4 if recipe.adapter else 24) + 100_000_000)
 
 
-def _record_inputs(folder: RunFolder, prepared: Prepared) -> None:
+def _record_inputs(folder: RunFolder, prepared: Prepared, resume: bool) -> None:
     """Write what was read: the ledger of the rows, what the audit found, hashes of tokenizer, template and weights."""
+    hashes = row_hashes(prepared.splits)
+    if resume:
+        require_same_rows(folder, hashes)
     _record_rows(folder, prepared)
     folder.write_json("audit.json", [asdict(finding) for finding in prepared.findings])
     backend = getattr(prepared.tokenizer, "backend_tokenizer", None)
     weights = Path(str(prepared.model.config._name_or_path))
     folder.update_lock(
+        rows=hashes,
         tokenizer=text_hash(backend.to_str()) if backend is not None else None,
         chat_template=text_hash(str(prepared.tokenizer.chat_template)) if prepared.tokenizer.chat_template else None,
         weights={p.name: file_hash(p) for p in sorted(weights.glob("*.safetensors"))} if weights.is_dir() else {},

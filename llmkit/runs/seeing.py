@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +15,7 @@ import numpy as np
 
 from llmkit.data import lengths as counting
 from llmkit.data.audit import Finding
-from llmkit.data.ledger import Account, Broken
+from llmkit.data.ledger import EXAMPLES, Account, Broken
 from llmkit.data.lengths import Bin
 from llmkit.data.packing import pack
 from llmkit.data.reading import account_name
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 PAGE, FIGURES = "<!doctype html><!-- llmkit data -->", '{\n  "recipe": '
 """How the files begin that this command writes."""
+
+_NUMBERED = re.compile(r"\bmessage \d+")
 
 SPLITS: tuple[Literal["train", "eval"], ...] = ("train", "eval")
 SHUFFLED, GROUPED, PACKED, FLAT = "shuffled", "grouped by length", "packed", "without padding"
@@ -122,6 +126,14 @@ class Seen:
         """Whether nothing was found that stops a run."""
         return not any(found.severity == "error" for found in self.findings)
 
+    @property
+    def broken_by_reason(self) -> list[Lost]:
+        """Broken rows, grouped by why; the number of a message in it is each row's own."""
+        found: dict[str, list[str]] = {}
+        for broken in self.broken:
+            found.setdefault(_NUMBERED.sub("message N", broken.reason), []).append(broken.where)
+        return [Lost("", reason, len(where), tuple(where[:EXAMPLES])) for reason, where in found.items()]
+
     def to_json(self) -> str:
         """Return everything as JSON; rows with their token ids."""
         values = {
@@ -196,19 +208,55 @@ def as_rows(rows: Sequence[Row]) -> Rows:
     return Rows([Listed(rows[i] for i in indices) for indices in by_source.values()], np.argsort(places))
 
 
+def check_targets(page: Path | None, figures: Path | None) -> None:
+    """Check that the files can be written, before the work whose result they hold; raises RecipeError or DataError."""
+    if page is not None and figures is not None and page.resolve() == figures.resolve():
+        raise RecipeError(f"`--html` and `--json` both name {page}", remedy="Give each a file of its own.")
+    for path, begins in ((page, PAGE), (figures, FIGURES)):
+        if path is not None:
+            check_target(path, begins)
+
+
 def check_target(path: Path, begins: str) -> None:
-    """Raise DataError for a file that is there and does not begin as this command's own do: those it writes anew."""
-    if path.is_dir() or (path.exists() and not path.read_bytes().startswith(begins.encode())):
-        raise DataError(f"{path} exists already, and is not overwritten")
-    if not path.parent.is_dir():
-        raise DataError(f"there is no folder {path.parent} to write {path.name} into")
+    """Raise DataError for a file that can't be written, or that is there and is none of this command's own."""
+    with _writing(path):
+        # Of another file, only the first bytes are read: it may be large, or a pipe.
+        if path.exists() and not (path.is_file() and _first(path, len(begins)) == begins.encode()):
+            raise DataError(f"{path} exists already, and is not overwritten")
+        if not path.parent.is_dir():
+            raise DataError(f"there is no folder {path.parent} to write {path.name} into")
+        scratch = _scratch(path)
+        scratch.write_bytes(b"")
+        scratch.unlink()
+
+
+def _first(path: Path, count: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(count)
 
 
 def save(text: str, path: Path) -> None:
-    """Write a file as a whole, or not at all."""
-    scratch = path.with_name(f".{path.name}.tmp")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
+    """Write a file as a whole, or not at all; raises DataError."""
+    scratch = _scratch(path)
+    with _writing(path):
+        try:
+            scratch.write_text(text, encoding="utf-8")
+            os.replace(scratch, path)
+        except OSError:
+            scratch.unlink(missing_ok=True)
+            raise
+
+
+def _scratch(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path} can't be written: {error.strerror}", remedy="Name another file.") from error
 
 
 # --- sources ---------------------------------------------------------------------------------------------------------

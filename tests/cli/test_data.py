@@ -68,5 +68,42 @@ def test_an_error_in_the_rows_ends_with_3(
     page = tmp_path / "rows.html"
     said = llmkit("data", recipe_file, "--html", page)
     assert said.code == 3
-    assert said.out.endswith("error: the rows are wrong\n  rows.jsonl:1\n  Mend them.\n")
+    assert said.out.endswith("error (x): the rows are wrong\n  rows.jsonl:1\n  Mend them.\n")
     assert page.exists()  # where something is wrong, there is most to look at
+
+
+def test_files_that_cannot_be_written_are_refused_before_anything_is_read(
+    llmkit: Callable[..., Any], recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmkit.runs.prepare.prepare_data", lambda *_, **__: pytest.fail("rows were read"))
+    said = llmkit("data", recipe_file, "--json", "/proc/rows.json")
+    assert (said.code, said.out) == (2, "")
+    assert "/proc/rows.json can't be written" in said.err
+    said = llmkit("data", recipe_file, "--html", "y", "--json", "y")
+    assert (said.code, said.out) == (2, "")
+    assert "both name y" in said.err
+
+
+def test_what_validate_refuses_is_refused(llmkit: Callable[..., Any], recipe_file: Path) -> None:
+    wrong = ("--set", "training.report_to=no_such_tracker")
+    refused = llmkit("validate", recipe_file, *wrong)
+    assert refused.code == 2
+    said = llmkit("data", recipe_file, *wrong)
+    assert (said.code, said.err, said.out) == (2, refused.err, "")
+
+
+def test_the_name_that_is_shown_is_the_one_to_accept(
+    llmkit: Callable[..., Any], recipe_file: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    rows_file.write_text(rows_file.read_text(encoding="utf-8") * 3, encoding="utf-8")
+    said = llmkit("data", recipe_file, "--set", "data.eval=null")
+    assert said.code == 3
+    assert "error (duplicates): " in said.out
+    page, figures = tmp_path / "p.html", tmp_path / "p.json"
+    accept = ("--set", "data.eval=null", "--set", "data.audit.accept=[duplicates]")
+    said = llmkit("data", recipe_file, *accept, "--html", page, "--json", figures)
+    assert said.code == 0, said
+    assert "accepted (duplicates): " in said.out
+    assert '<b>accepted</b> <code class="quiet">duplicates</code>' in page.read_text(encoding="utf-8")
+    (found,) = json.loads(figures.read_text(encoding="utf-8"))["findings"]
+    assert (found["check"], found["severity"], found["accepted"]) == ("duplicates", "warning", True)

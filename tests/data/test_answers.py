@@ -215,7 +215,7 @@ CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name":
 
 
 def test_a_template_that_loses_a_call_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(RowError, match="leaves out the call of 'wave' in message 2, which is trained"):
+    with pytest.raises(RowError, match="leaves out the tool calls of a trained turn"):
         unpaired(tokenizer, {"prompt": asked("hi"), "completion": [CALL]})
 
 

@@ -218,6 +218,7 @@ def test_an_accepted_finding_is_said_and_stops_nothing() -> None:
     assert [(one.check, one.severity) for one in kept] == [
         ("duplicates", "error"), ("no_start", "warning"), ("echo", "warning"),
     ]  # fmt: skip
+    assert [one.sentence() for one in kept] == ["error (duplicates): d", "warning (no_start): w", "accepted (echo): e"]
 
 
 @pytest.mark.parametrize(

@@ -230,6 +230,12 @@ PLANTED = {
         "system_lost",
         "warning",
     ),
+    "a template that does not ask for the answer": Planted(
+        Setup(CHATS, change=template(HEAD + "{% endfor %}")),
+        Setup(CHATS, change=template(HEAD.replace("<|im_start|>' + message['role']", "'") + "{% endfor %}")),
+        "no_generation_prompt",
+        "warning",
+    ),
     "template of another model": Planted(
         Setup(CHATS, set=("model.chat_template=other.jinja",), change=template(SPLIT), files={"other.jinja": SPLIT}),
         Setup(CHATS, set=("model.chat_template=own.jinja",), files={"own.jinja": HEAD + ASK}),
@@ -415,3 +421,36 @@ def test_held_out_rows_in_training_are_dropped_and_counted(
     found, ledger = findings(Setup([*CHATS, *HELD_OUT], HELD_OUT))
     assert ledger.to_dict()["train"]["train.jsonl"]["dropped"] == {"also among the held-out rows": 12}
     assert not found
+
+
+def test_the_end_of_documents_is_no_unknown_word(findings: Callable[[Setup], tuple[list[Finding], Ledger]]) -> None:
+    """SmolLM2's unknown token is `<|endoftext|>`, which it never makes of text that it does not know."""
+
+    def document_ends(tokenizer: PreTrainedTokenizerFast) -> None:
+        tokenizer.add_special_tokens({"unk_token": "<|endoftext|>"})
+
+    rows = [{"text": f"{sentence(i)}<|endoftext|>{sentence(-i)}"} for i in range(1, 40)]
+    found, _ = findings(Setup(rows, format="text", change=document_ends))
+    assert "unknown_tokens" not in [one.check for one in found]
+
+
+def test_a_turn_that_never_ends_is_told_apart_from_another_end(
+    findings: Callable[[Setup], tuple[list[Finding], Ledger]],
+) -> None:
+    def no_end(row: Row) -> Row:
+        return replace(row, tokens={name: ids[:-2] for name, ids in row.tokens.items()})  # the end and a line break
+
+    (found,) = findings(Setup(CHATS, spoil=no_end))[0]
+    assert (found.check, found.count) == ("end_token", 40)
+    assert "writes no end token" in str(found.remedy)
+
+    def other_end(row: Row) -> Row:
+        labels = [*row.tokens["labels"][:-2], 0, -100]
+        ids = [*row.tokens["input_ids"][:-2], 0, row.tokens["input_ids"][-1]]
+        return replace(row, tokens={"input_ids": ids, "labels": labels})
+
+    (found,) = findings(Setup(CHATS, spoil=other_end))[0]
+    assert "model: {eos_token: '<|pad|>'}" in str(found.remedy)
+
+    (found,) = findings(PLANTED["end token masked"].bad)[0]
+    assert "inside of the {% generation %} marks" in str(found.remedy)

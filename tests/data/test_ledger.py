@@ -31,7 +31,7 @@ def test_sentences_name_every_fate() -> None:
     )
     account.check()
     assert Ledger(train={"a.jsonl": account}).sentences() == [
-        "train: a.jsonl: 7 of 11 rows kept, 3 dropped (too long), 1 broken, 2 truncated, 1 split (9 pieces in all), "
+        "train: a.jsonl: 7 of 11 rows kept, 3 dropped (too long), 1 broken, 2 truncated, 1 split into 3 pieces, "
         "1,234 tokens, 400 trained"
     ]
 

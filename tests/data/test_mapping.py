@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from llmkit.data import sources
-from llmkit.data.shapes import RowError, UnlearnableError
+from llmkit.data.shapes import LeftOutError, RowError
 from llmkit.errors import DataError, LlmkitError, RecipeError, SetupError
 from llmkit.recipe.recipe import Source
 
@@ -71,7 +71,7 @@ def test_a_missing_column_of_the_first_row_stops_the_reading(tmp_path: Path) -> 
             "the row's columns: question, id"
         )
     error = refusal(DataError, tmp_path, {"question": "x"}, columns={"text": "qestion"})
-    assert "none of the first 1 rows can be read; this one: no column 'qestion'" in error.what
+    assert "the only row can't be read: no column 'qestion'" in error.what
 
 
 def test_a_missing_column_further_down_is_a_broken_row(tmp_path: Path) -> None:
@@ -115,6 +115,7 @@ def test_a_line_can_not_write_half_a_character(tmp_path: Path) -> None:
         ({"columns": {"text": "{{ a"}}, "t.jsonl: `columns.text` is no Jinja: "),
         ({"columns": {"text": "{% for x in y %}"}}, "is no Jinja: Unexpected end of template."),
         ({"columns": {"text": "{{ a | nofilter }}"}}, "is no Jinja: No filter named 'nofilter'"),
+        ({"columns": {"text": "{{ a | random }}"}}, "is no Jinja: No filter named 'random'"),
         (
             {"columns": {"promt": "a"}, "format": "prompt_completion"},
             "t.jsonl: format 'prompt_completion' has no column 'promt' (did you mean 'prompt'?)\n"
@@ -181,6 +182,10 @@ def keys(row):
 def surrogate(row):
     return {"text": "\\ud800"}
 
+def leaves(row):
+    import sys
+    sys.exit(3)
+
 def two(row, other):
     return row
 """
@@ -201,7 +206,7 @@ def test_python(folder: Path, row_format: str) -> None:
     assert [where for where, _ in placed] == ["t.jsonl:1", "t.jsonl:2", "t.jsonl:3"]
     (_, first), (_, second), (_, third) = placed
     assert (first, third) == ({"text": "x 2"}, {"text": "z 4"})
-    assert isinstance(second, UnlearnableError)
+    assert type(second) is LeftOutError
     assert str(second) == "left out by turn"
 
 
@@ -211,6 +216,7 @@ def test_python(folder: Path, row_format: str) -> None:
         ("fails", "t.jsonl:1: mine.py:fails raised TypeError: unsupported operand type(s) for /: 'str' and 'int'"),
         ("wrong", "t.jsonl:1: mine.py:wrong must return a dict by column, or None to leave the row out, not list"),
         ("keys", "t.jsonl:1: mine.py:keys must return a dict by column"),
+        ("leaves", "t.jsonl:1: mine.py:leaves raised SystemExit: 3"),
     ],
 )
 def test_a_function_that_fails_stops_the_reading(folder: Path, name: str, message: str) -> None:
@@ -242,6 +248,39 @@ def test_an_error_while_importing(folder: Path) -> None:
     (folder / "mine.py").write_text(f"import no_such_package_anywhere\n{CODE}", encoding="utf-8")
     error = refusal(SetupError, folder, *ROWS, python="mine.py:turn")
     assert "`python`: importing the file raised ModuleNotFoundError" in error.what
+    (folder / "mine.py").write_text(f"{CODE}\nraise SystemExit(3)", encoding="utf-8")
+    error = refusal(SetupError, folder, *ROWS, python="mine.py:turn")
+    assert error.what == "`python`: importing the file raised SystemExit: 3"
+
+
+VALUES = """
+import datetime
+
+def row(row):
+    call = {"type": "function", "function": {"name": "f", "arguments": row["arguments"]}}
+    said = {"role": "assistant", "tool_calls": [call]} if row["arguments"] else {"role": "assistant", "content": "b"}
+    return {"messages": [{"role": "user", "content": "a", "at": VALUE}, said], "tools": [{"name": "f"}]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("value", "arguments", "reason"),
+    [
+        ("[datetime.datetime(2024, 1, 1)]", "", "messages[0].at holds a date, which JSON can't write"),
+        ("{'a': {1, 2}}", "", "messages[0].at holds a set, which JSON can't write"),
+        ("{(1, 2): 3}", "", "messages[0].at holds a list as a key, which JSON can't write"),
+        ("b'x'", "", "messages[0].at holds bytes, which JSON can't write"),
+        ("object()", "", "messages[0].at holds an object, which JSON can't write"),
+        ("1", r'{"x": ["\ud800"]}',
+         r"messages[1].tool_calls[0].function.arguments has a lone surrogate (\ud800), which is no character"),
+        ("1", '{"x": ' + "1" * 5000 + "}",
+         "messages[1].tool_calls[0].function.arguments is not readable JSON: Exceeds the limit (4300 digits)"),
+    ],
+)  # fmt: skip
+def test_values_that_json_can_not_hold(folder: Path, value: str, arguments: str, reason: str) -> None:
+    (folder / "mine.py").write_text(VALUES.replace("VALUE", value), encoding="utf-8")
+    (found,) = examples(folder, {"arguments": arguments}, python="mine.py:row", format="messages")
+    assert found.startswith(reason)
 
 
 def test_spelling_is_the_recipes_business() -> None:

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from llmkit.data import masks
 from llmkit.data.masks import IGNORED
 from llmkit.data.shapes import RowError, UnlearnableError
+from llmkit.data.spans import end_remedy
 from llmkit.data.tokens import Rules
 from llmkit.errors import SetupError
 
@@ -105,7 +106,53 @@ def test_a_template_whose_turns_end_in_a_token_that_does_not_stop_is_refused(
     tokenizer.eos_token = "<|pad|>"
     with pytest.raises(SetupError, match="would learn never to stop") as caught:
         learnt(tokenizer, conversation("hi", "hello"))
-    assert "eos_token" in str(caught.value.remedy)
+    assert "ends with the token '<|im_end|>'" in str(caught.value.remedy)
+    assert "model: {eos_token: '<|im_end|>'}" in str(caught.value.remedy)
+
+
+CONTENT_ONLY = MARKED.replace(
+    "{{ m['content'] + '<|im_end|>' }}{% endgeneration %}", "{{ m['content'] }}{% endgeneration %}{{ '<|im_end|>' }}"
+)
+
+
+@pytest.mark.parametrize("template", [CONTENT_ONLY, UNMARKED])
+def test_the_token_that_ends_a_turn_is_named_wherever_it_stands(
+    tokenizer: PreTrainedTokenizerFast, template: str
+) -> None:
+    tokenizer.chat_template = template
+    tokenizer.eos_token = "<|pad|>"
+    with pytest.raises(SetupError) as caught:
+        learnt(tokenizer, conversation("hi", "hello", "and?", "yes"))
+    assert "model: {eos_token: '<|im_end|>'}" in str(caught.value.remedy)
+
+
+@pytest.mark.parametrize("template", [MARKED, UNMARKED])
+def test_a_template_without_an_end_token_is_told_to_write_one(
+    tokenizer: PreTrainedTokenizerFast, template: str
+) -> None:
+    tokenizer.chat_template = template.replace("<|im_end|>", "")
+    with pytest.raises(SetupError, match="would learn never to stop") as caught:
+        learnt(tokenizer, conversation("hi", "hello", "and?", "yes"))
+    assert "writes no end token: add {{ eos_token }} after the assistant's content" in str(caught.value.remedy)
+    assert "im_end" not in str(caught.value.remedy)
+
+
+def test_the_next_turn_s_beginning_is_no_end(tokenizer: PreTrainedTokenizerFast) -> None:
+    asks = "{% if add_generation_prompt %}" + ASKING + "{% endif %}"
+    assert asks in CONTENT_ONLY != MARKED
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    for template in (CONTENT_ONLY, CONTENT_ONLY.replace(asks, "")):
+        tokenizer.chat_template = template.replace("<|im_end|>", "")
+        with pytest.raises(SetupError) as caught:
+            learnt(tokenizer, conversation("hi", "hello", "and?", "yes"))
+        assert "writes no end token" in str(caught.value.remedy)
+
+
+def test_what_ends_a_turn() -> None:
+    assert "model: {eos_token: '</s>'}" in end_remedy("yes</s>\n", {"</s>", "<s>"})
+    assert "add {{ eos_token }}" in end_remedy("yes</turn>", {"</s>", "<s>"})
+    assert "Make '</s>' a token of the tokenizer" in end_remedy("yes</s>", {"<s>"}, ("</s>",))
+    assert "`model.eos_token`" in end_remedy("yes", ())
 
 
 def test_no_template_says_how_to_give_one(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -402,7 +449,7 @@ def test_a_huge_row_costs_what_its_length_says(tokenizer: PreTrainedTokenizerFas
         ids[behind - 1] = end
     one = masks._Masked("x" * 200_000, spans, (1.0,) * len(spans))
     started = time.process_time()
-    found = masks._labelled(one, ids, offsets, stop)
+    found = masks._labelled(one, ids, offsets, stop, str)
     assert time.process_time() - started < 0.5
     assert sum(label != IGNORED for label in found["labels"]) == 100_000
 

@@ -32,7 +32,7 @@ def mix(*sources: dict[str, Any], **keys: Any) -> Data:
         (mix({}, {}, temperature=1), [90, 10], [90, 10]),
         (mix({}, {}, temperature=2), [90, 10], [30, 10]),  # the roots of 90 and 10 are as 3 to 1
         (mix({}, {"repeat": 3}, temperature=2), [90, 10], [90, 30]),
-        (mix({"weight": 1}, {"weight": 1}), [10, 0], [0, 0]),
+        (mix({"weight": 1e308}, {"weight": 1e308}), [10, 3], [3, 3]),
     ],
 )
 def test_counts_by_hand(data: Data, rows: list[int], expected: list[int]) -> None:
@@ -43,9 +43,17 @@ def test_a_very_hot_mix_takes_as_much_of_each() -> None:
     assert counts(mix({}, {}, temperature=1e6), [900, 10]) == [10, 10]
 
 
+def test_a_share_that_is_nothing_is_refused() -> None:
+    with pytest.raises(RecipeError, match="the share of 1.jsonl in the mix is so small"):
+        counts(mix({}, {}, temperature=0.001), [900, 10])
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
+        (mix({"weight": 1}), "`weight` mixes several sources, and there is one"),
+        (mix({}, temperature=2), "`data.temperature` mixes several sources, and there is one"),
+        (mix({}, eval=[{"path": "e", "repeat": 2}]), "held-out rows are not mixed, and e has a `repeat`"),
         (mix({"weight": 1}, {}), "some sources have a `weight`, and 1.jsonl has none"),
         (mix({"weight": 1}, temperature=2), "both say how sources are mixed"),
     ],

@@ -164,7 +164,7 @@ def test_the_counts_always_sum_to_the_rows_read(
 def test_pieces_of_a_long_row_stay_on_one_side_of_the_split(
     recipe: Maker, rows_file: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    write(rows_file, [{"text": f"{i} " + "xyz"[i % 3] * (20 + 7 * i)} for i in range(24)])
+    write(rows_file, [{"text": " ".join(str(i * j) for j in range(9, 20 + i))} for i in range(3, 27)])
     splits, ledger = load(
         recipe("data.train.0.format=text", "data.eval=0.3", "data.overflow=split"), tokenizer, max_length=16
     )
@@ -248,7 +248,7 @@ def test_rows_that_are_only_looked_at_are_prepared_all_the_same(
     assert ledger.to_dict()["train"]["rows.jsonl"]["broken"] == 1
     broken, dropped = map(str, told)
     assert broken.startswith("rows.jsonl:5: ")
-    assert "3 of 5 rows can't be used" in dropped
+    assert "4 of 5 rows can't be used: 3 longer than 64 tokens, 1 broken" in dropped
 
 
 def test_reasoning_that_is_cut_is_cut_from_the_example_as_well(
@@ -271,3 +271,49 @@ def test_settings_of_other_rows_and_missing_benchmarks_are_refused_before_readin
 ) -> None:
     with pytest.raises((RecipeError, DataError), match=message):
         check_data(recipe(*overrides))
+
+
+def test_rows_that_are_left_out_on_purpose_may_be_most_of_them(
+    recipe: Maker, rows_file: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    code = "def few(row):\n    return row if 'is 1' in row['messages'][0]['content'] else None\n"
+    (rows_file.parent / "few.py").write_text(code, encoding="utf-8")
+    splits, ledger = load(recipe("data.eval=null", "data.train=[{path: rows.jsonl, python: few.py:few}]"), tokenizer)
+    assert len(splits.train) == 11
+    assert ledger.to_dict()["train"]["rows.jsonl"]["dropped"] == {"left out by few": 13}
+
+
+def test_a_split_row_that_is_held_out_in_one_piece_is_not_trained_in_the_others(
+    recipe: Maker, rows_file: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    write(rows_file, [{"text": "abcdefghijklmnop" + "q" * 40}, {"text": "yes no maybe"}])
+    write(rows_file.parent / "eval.jsonl", [{"text": "abcdefghijklmno"}])
+    keys = ("data.train.0.format=text", "data.eval=[{path: eval.jsonl, format: text}]", "data.overflow=split")
+    whole, _ = load(recipe(*keys), tokenizer, max_length=16)
+    assert len(whole.train) > 2  # the pieces differ from the held-out text by its end token
+    write(rows_file.parent / "eval.jsonl", [{"text": "abcdefghijklmnop" + "r" * 40}])
+    splits, ledger = load(recipe(*keys), tokenizer, max_length=16)
+    assert [row.example["text"] for row in splits.train] == ["yes no maybe"]
+    assert ledger.to_dict()["train"]["rows.jsonl"]["dropped"] == {"also among the held-out rows": 1}
+
+
+def test_what_json_can_not_hold_is_set_aside(
+    recipe: Maker, rows_file: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    lines = ["def dated(row):", "    ask = row['messages'][0]", "    ask['at'] = {1} if ' 3 ' in ask['content'] else 1"]
+    code = "\n".join([*lines, "    return row", ""])
+    (rows_file.parent / "dated.py").write_text(code, encoding="utf-8")
+    sources = "data.train=[{path: rows.jsonl, python: dated.py:dated}]"
+    splits, ledger = load(recipe("data.eval=null", sources, "data.broken=0.1"), tokenizer)
+    assert len(splits.train) == 23
+    (broken,) = ledger.broken()
+    assert broken.where == "rows.jsonl:4"
+
+
+def test_a_source_that_is_held_out_as_a_whole_is_named(
+    recipe: Maker, rows_file: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    write(rows_file.parent / "few.jsonl", [pair("other", "yes")])
+    sources = "data.train=[{path: rows.jsonl, weight: 1}, {path: few.jsonl, weight: 1}]"
+    with pytest.raises(DataError, match="few.jsonl: nothing is left to mix in: 0 of 1 rows kept"):
+        load(recipe(sources, "data.eval=[{path: few.jsonl}]"), tokenizer)

@@ -311,6 +311,13 @@ def test_many_rows_take_no_more_memory_than_few(tmp_path: Path) -> None:
         ("t.csv", "a,\n1,2\n", "t.csv:1", "must name the columns, each once; it is 'a', ''"),
         ("t.csv", b"\xe9\na\n", "t.csv:1", "not UTF-8: byte 0xe9 at column 1"),
         ("t.csv", '"a\n1\n', "t.csv:1", "not CSV: unexpected end of data"),
+        ("t.csv", "a;b\n1;2\n", "t.csv:1", "the fields are separated by `;`, not by commas"),
+        ("t.csv", '"a";"b"\n1;2\n', "t.csv:1", "the fields are separated by `;`, not by commas"),
+        ("t.csv", "a\tb\n1\t2\n", "t.csv:1", "the fields are separated by tabs, not by commas"),
+        ("t.jsonl", '[{"a": 1}]', "t.jsonl", "this is a JSON document, not one object on each line"),
+        ("t.jsonl", '[\n{"a": 1},\n{"a": 2}\n]', "t.jsonl", "this is a JSON document"),
+        ("t.jsonl", '\n[{"a": 1},\n{"a": 2}]', "t.jsonl", "this is a JSON document"),
+        ("t.jsonl", '{\n  "data": [{"a": 1}]\n}', "t.jsonl", "this is a JSON document"),
         ("t.parquet", "PAR0", "t.parquet", "not a readable parquet file"),
         ("t.jsonl.gz", "no gzip", "t.jsonl.gz", "can't be read: Not a gzipped file"),
         ("t.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 9)[:-9], "t.jsonl.gz", "not a whole gzip file"),
@@ -332,6 +339,28 @@ def test_unreadable_files_say_where(tmp_path: Path, name: str, content: str | by
         read(tmp_path, name.removesuffix("/README.md"))
     assert caught.value.where == where
     assert what in caught.value.what
+
+
+@pytest.mark.parametrize("first", [b'{"a": 1', b"[1", b"[1, 2]", b'{"a": [', b"{"])
+def test_a_broken_first_line_makes_no_document(tmp_path: Path, first: bytes) -> None:
+    rows = read(tmp_path, write(tmp_path, "t.jsonl", first + b'\n{"a": 2}\n'))
+    assert isinstance(rows[0][1], str)
+    assert rows[1:] == [("t.jsonl:2", {"a": 2})]
+
+
+@pytest.mark.parametrize(("name", "sign"), [("t.csv", ","), ("t.tsv", "\t"), ("t.txt", "\t")])
+def test_a_header_that_the_file_has_already(tmp_path: Path, name: str, sign: str) -> None:
+    write(tmp_path, name, f"a {sign}b\n1{sign}2\n")
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, name, "a", "b")
+    assert str(caught.value) == f"{name}:1: the first line names the columns already\nLeave out `header`."
+    write(tmp_path, name, f"1{sign}2\na{sign}b\n")
+    assert read(tmp_path, name, "a", "b")[1] == (f"{name}:2", {"a": "a", "b": "b"})
+
+
+@pytest.mark.parametrize("content", ["text\na; b\n", "a;b,c\n1,2\n"])
+def test_a_semicolon_may_stand_in_a_csv_file(tmp_path: Path, content: str) -> None:
+    assert len(read(tmp_path, write(tmp_path, "t.csv", content))) == 1
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,26 @@ def test_missing_file_names_its_neighbour(tmp_path: Path) -> None:
     refusal(lambda: sources.check_source(source("a/b/c"), tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("path", "suffix", "meant"),
+    [
+        ("chat.jsnol", ".jsnol", ".jsonl"),
+        ("chat.cvs", ".cvs", ".csv"),
+        ("rows.parqet", ".parqet", ".parquet"),
+        ("data/chat.jsnol", ".jsnol", ".jsonl"),
+    ],
+)
+def test_a_misspelt_suffix_is_no_hub_id(tmp_path: Path, path: str, suffix: str, meant: str) -> None:
+    write(tmp_path, "data/chat.jsonl", "{}")
+    error = refusal(lambda: sources.check_source(source(path), tmp_path))
+    assert error.what == f"no such file, and {suffix!r} is no suffix of a data file (did you mean {meant!r}?)"
+
+
+@pytest.mark.parametrize("path", ["org/chat.jsnol", "a.b.jsnol", "glue.v2", "squad"])
+def test_a_hub_id_stays_one(tmp_path: Path, path: str) -> None:
+    assert sources.local_path(source(path), tmp_path) is None
+
+
 def test_only_the_recipe_folder_is_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, "here/rows/t.jsonl", "{}")
     monkeypatch.chdir(tmp_path / "here")
@@ -175,7 +195,20 @@ def test_hub_rows(tmp_path: Path, load: Callable[[object], dict[str, Any]]) -> N
     call = load([{"text": "a"}, {"text": "b"}])
     rows = read(tmp_path, "org/rows", name="main", revision="abc", max_rows=1)
     assert rows == [("org/rows/train[0]", {"text": "a"})]
-    assert call == {"path": "org/rows", "name": "main", "split": "train", "revision": "abc"}
+    assert call == {"path": "org/rows", "name": "main", "split": "train", "revision": "abc", "streaming": False}
+
+
+def test_a_hub_stream_may_fail_while_it_is_read(tmp_path: Path, load: Callable[[object], dict[str, Any]]) -> None:
+    def stream() -> Any:
+        yield {"text": "a"}
+        raise ConnectionError("gone")
+
+    call = load(stream())
+    rows = sources.read_rows(source("org/rows", streaming=True), tmp_path)
+    assert next(rows) == ("org/rows/train[0]", {"text": "a"})
+    assert call["streaming"] is True
+    error = refusal(lambda: next(rows), SetupError)
+    assert error.where == "org/rows (split train, revision main)"
 
 
 def test_offline_hub_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

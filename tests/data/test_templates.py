@@ -250,7 +250,7 @@ def golden(bpe: Any, family: Family) -> str:
             lines.append(f"stops: {error}\n")
             continue
         shown = f"refused: {row}" if isinstance(row, RowError) else drawn(tokenizer, row)
-        lines.append(re.sub(r"/\S*/(\w+_training\.jinja)", r"\1", shown) + "\n")
+        lines.append(re.sub(r"/\S*/(\w+\.jinja)", r"\1", shown) + "\n")
     return "\n".join(lines)
 
 
@@ -462,3 +462,29 @@ def test_arguments_are_objects_and_for_templates_that_join_text_they_are_json(bp
     assert chat_of(any_tokenizer(bpe, marked)).own.render_marked(USE) == ('call {"city": "Köln"}', [(0, 21)])
     writes = joins.replace("'call ' + c.function.arguments", "c.function.arguments | tojson")
     assert chat_of(any_tokenizer(bpe, writes)).own.render(USE) == '{"city": "Köln"}'
+
+
+def test_only_templates_without_a_generation_prompt_leave_one_out(bpe: Any) -> None:
+    """Of those that TRL ships and those of the golden files, each asks as it answers; Mistral needs no header."""
+    for text in [*map(trl_file, TWINS), *(family.template for family in FAMILIES.values())]:
+        assert templates.unasked_header(chat_of(any_tokenizer(bpe, text))) == ""
+    said = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    assert templates.unasked_header(chat_of(any_tokenizer(bpe, said))) == "<|im_start|>assistant\n"
+    always = said + "<|im_start|>assistant\n"
+    assert templates.unasked_header(chat_of(any_tokenizer(bpe, always))) == ""
+
+
+def test_the_template_that_is_named_for_tool_calls_renders_them(bpe: Any) -> None:
+    family = FAMILIES["smollm2"]
+    tokenizer = tokenizer_of(bpe, family.special, family.stops, family.start)
+    tokenizer.chat_template = family.template
+    example = {"messages": USE, "tools": TOOLS}
+    (row,) = tokenize(tokenizer, Shape.CONVERSATION, [example], ids_of(tokenizer, family.stops))
+    assert isinstance(row, RowError)
+    (file,) = re.findall(r"/\S+\.jinja", str(row))
+    tokenizer.chat_template = Path(file).read_text(encoding="utf-8")
+    (row,) = tokenize(tokenizer, Shape.CONVERSATION, [example], ids_of(tokenizer, family.stops))
+    assert not isinstance(row, RowError)
+    assert '⟦<tool_call>↵\n{"name": "weather"' in drawn(tokenizer, row)
+    assert drawn(tokenizer, row).startswith("<|im_start|>system↵\nYou are Qwen")  # as the message says
+    assert templates.template_with_calls("[INST] other marks [/INST]") is None

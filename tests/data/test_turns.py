@@ -75,7 +75,7 @@ def test_what_is_complete(message: dict[str, Any], rendered: str) -> None:
         ({**said(), "content": "<think>so</think>!"}, "?!", "leaves out the reasoning of message 2"),
         (said(), "?so", "leaves out or changes the text of message 2"),
         (said(), "!so", "leaves out or changes the text of message 2"),
-        (said(tool_calls=[{"function": {"name": "wave"}}]), "?!", "leaves out the call of 'wave' in message 2"),
+        (said(tool_calls=[{"function": {"name": "wave"}}]), "?!", "leaves out the tool calls of a trained turn; write"),
     ],
 )
 def test_what_is_not(message: dict[str, Any], rendered: str, reason: str) -> None:

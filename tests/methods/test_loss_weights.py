@@ -206,3 +206,22 @@ def test_padding_weighs_nothing(make: Make) -> None:
     assert batch["loss_weights"].sum().item() == pytest.approx(
         math.fsum(factor for row in WEIGHTS for factor in row), rel=1e-6
     )
+
+
+@pytest.mark.parametrize("size", [4, 1], ids=["one batch", "accumulated"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_row_without_weights_counts_as_usual(make: Make, layout: str, size: int) -> None:
+    """In batches of one row, some have no weights at all."""
+    some = [None, WEIGHTS[1], WEIGHTS[2], None]
+    ones = [given or [1.0] * len(row["input_ids"]) for given, row in zip(some, ROWS, strict=True)]
+    rows = [{**row, "loss_weights": given} for row, given in zip(ROWS, some, strict=True)]
+    trainer = make(rows, per_device_train_batch_size=size, **LAYOUTS[layout])
+    assert_equal(step(trainer), by_hand(trainer.model, weighted(ones)))
+
+
+def test_a_batch_of_rows_without_weights_has_ones() -> None:
+    from llmkit.methods._packed import TokenCollator
+
+    rows = [{**row, "loss_weights": None} for row in ROWS[:2]]
+    batch = TokenCollator(pad_token_id=0)(rows)
+    assert batch["loss_weights"].tolist() == [[1.0] * 4 + [0.0] * 2, [1.0] * 6]

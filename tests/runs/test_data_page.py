@@ -100,7 +100,7 @@ def test_findings_are_on_the_page(recipe: Callable[..., Recipe], tmp_path: Path)
     found = Finding("x", "error", "wrong <b>", 9, 9, ("a.jsonl:1",), "Mend it.")
     page = render(Seen(**{**vars(seen), "findings": (found,)}))
     text = " ".join("".join(Outline(page).text).split())
-    assert "error wrong <b> a.jsonl:1, …" in text
+    assert "error x wrong <b> a.jsonl:1, …" in text
     assert "Mend it. Sources" in text
 
 

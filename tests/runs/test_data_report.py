@@ -105,14 +105,23 @@ def test_rows_that_are_split_cut_or_judged_are_counted(seen: Callable[..., Seen]
     account = Account(read=9, kept=9, truncated=1, split=2, pieces=12)
     account.verdicts.update(good=5, bad=4)
     text = printed(seen(sources=(Origin("train", "a.jsonl", account, None, "", 1.0, 0.0),)))
-    assert "a.jsonl: 1 truncated; 2 split, which makes 12 rows; 5 good, 4 bad" in text
+    assert "a.jsonl: 1 truncated; 2 split into 5 pieces; 5 good, 4 bad" in text
 
 
 def test_broken_rows_are_named_but_not_all(seen: Callable[..., Seen]) -> None:
-    text = printed(seen(lost=(), broken=tuple(Broken(f"a.jsonl:{i}", "not JSON") for i in range(25))))
-    assert "1  broken: not JSON  a.jsonl:19" in text
-    assert "a.jsonl:20" not in text
-    assert "5  broken as well" in text
+    broken = [Broken(f"a.jsonl:{i}", f"reason {'i' * (i // 2)}") for i in range(50)]
+    text = printed(seen(lost=(), broken=tuple(broken)))
+    assert f"2  broken: reason {'i' * 19}  a.jsonl:38, :39" in " ".join(text.split(" ")).replace("  a.j", "  a.j")
+    assert "a.jsonl:40" not in text
+    assert "10  broken as well" in text
+
+
+def test_broken_rows_are_grouped_by_their_reason(seen: Callable[..., Seen]) -> None:
+    reasons = [f"the template renders message {i % 4} differently" for i in range(30)] + ["not JSON"]
+    text = printed(seen(lost=(), broken=tuple(Broken(f"a.jsonl:{i}", why) for i, why in enumerate(reasons))))
+    assert "30  broken: the template renders message N differently  a.jsonl:0, :1, :2" in text
+    assert " 1  broken: not JSON " in text
+    assert text.count("broken") == 2
 
 
 def test_a_stream_shows_its_first_rows(seen: Callable[..., Seen]) -> None:
@@ -122,8 +131,19 @@ def test_a_stream_shows_its_first_rows(seen: Callable[..., Seen]) -> None:
 def test_findings_are_printed_last_with_their_places(seen: Callable[..., Seen]) -> None:
     found = Finding("x", "error", "3 rows are [bold]wrong[/bold]", 3, 9, ("a.jsonl:1", "a.jsonl:2"), "Mend them.")
     assert printed(seen(findings=(found,))).endswith(
-        "Findings\nerror: 3 rows are [bold]wrong[/bold]\n  a.jsonl:1, :2, …\n  Mend them.\n"
+        "Findings\nerror (x): 3 rows are [bold]wrong[/bold]\n  a.jsonl:1, :2, …\n  Mend them.\n"
     )
+
+
+def test_an_accepted_finding_is_told_apart(seen: Callable[..., Seen]) -> None:
+    found = (Finding("echo", "warning", "a"), Finding("overlap", "warning", "b", accepted=True))
+    assert printed(seen(findings=found)).endswith("Findings\nwarning (echo): a\naccepted (overlap): b\n")
+
+
+def test_the_tokens_of_pairs_say_of_what(seen: Callable[..., Seen]) -> None:
+    text = printed(seen(shape=Shape.PREFERENCE))
+    assert "longer sequence            1     9" in text
+    assert "trained, both answers      1     5" in text
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------

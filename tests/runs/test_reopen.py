@@ -40,6 +40,15 @@ def test_a_recipe_file_scores_its_base_alone(recipe_file: Path, recipe: Maker, t
         evaluate(recipe_file)
 
 
+def test_rows_that_are_held_out_anew_are_not_scored(recipe: Maker, rows_file: Path, tmp_path: Path) -> None:
+    finished = run(recipe("evaluation=[{type: perplexity}]"), out=tmp_path / "run")
+    with rows_file.open("a", encoding="utf-8") as file:
+        turns = [{"role": "user", "content": "what is new?"}, {"role": "assistant", "content": "this is"}]
+        file.write(json.dumps({"messages": turns}) + "\n")
+    with pytest.raises(DataError, match="the eval rows are not those that .* was started with"):
+        evaluate(finished.folder)
+
+
 def test_an_export_can_be_made_later(recipe: Maker, recipe_file: Path, tmp_path: Path) -> None:
     finished = run(recipe(), out=tmp_path / "run")
     with pytest.raises(RecipeError, match="has no `export`"):

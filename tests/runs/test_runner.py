@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -170,6 +171,33 @@ def test_changed_data_does_not_resume(recipe: Maker, rows_file: Path, tmp_path: 
         file.write(rows_file.read_text(encoding="utf-8").splitlines()[0] + "\n")
     with pytest.raises(DataError, match=r"the data has changed since .*: rows\.jsonl"):
         run(recipe(), out=tmp_path / "run", resume=True)
+
+
+def test_other_rows_of_the_same_files_do_not_resume(
+    recipe: Maker, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recipe and the files are the same, and a module that the row function imports is another one."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "words_of_mine.py").write_text("ENDING = '!'\n", encoding="utf-8")
+    lines = ["from words_of_mine import ENDING", "def loud(row):", "    row['messages'][1]['content'] += ENDING"]
+    (rows_file.parent / "rows.py").write_text("\n".join([*lines, "    return row", ""]), encoding="utf-8")
+    mine = recipe("data.train=[{path: rows.jsonl, python: rows.py:loud}]")
+    run(mine, out=tmp_path / "run")
+    monkeypatch.setattr(sys.modules["words_of_mine"], "ENDING", "?")
+    with pytest.raises(DataError, match="the train and eval rows are not those that .* was started with"):
+        run(mine, out=tmp_path / "run", resume=True)
+
+
+def test_what_became_of_the_rows_is_on_disk(recipe: Maker, rows_file: Path, tmp_path: Path) -> None:
+    with rows_file.open("a", encoding="utf-8") as file:
+        file.write("{broken\n")
+    run(recipe("data.broken=0.1", "training.packing=true", "training.max_length=128"), out=tmp_path / "run")
+    ledger = json.loads((tmp_path / "run" / "ledger.json").read_text(encoding="utf-8"))
+    assert ledger["train"]["rows.jsonl"]["broken"] == 1
+    assert ledger["packed"]["train"]["rows"] == ledger["train"]["rows.jsonl"]["kept"]
+    (line,) = (tmp_path / "run" / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["where"] == "rows.jsonl:25"
+    assert isinstance(json.loads((tmp_path / "run" / "audit.json").read_text(encoding="utf-8")), list)
 
 
 def test_autocast_of_training_does_not_colour_the_scores(recipe: Maker, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from llmkit.data.shapes import Shape
 from llmkit.data.splits import Row, Splits
 from llmkit.errors import DataError, RecipeError
 from llmkit.runs.prepare import PreparedData, prepare_data
-from llmkit.runs.seeing import FIGURES, PAGE, Seen, as_rows, check_target, passages, pick, save, see
+from llmkit.runs.seeing import FIGURES, PAGE, Seen, as_rows, check_target, check_targets, passages, pick, save, see
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -229,6 +230,7 @@ def test_the_figures_are_json(prepared: Make) -> None:
     assert values["sources"][0]["trained_tokens"] == 5
     assert values["shown"][0]["passages"][0]["weights"] == [0.0] * 5 + [1.0] * 5
     assert values["findings"][0]["where"] == ["a:1"]
+    assert (values["findings"][0]["check"], values["findings"][0]["accepted"]) == ("odd", False)
 
 
 def test_only_its_own_files_are_written_anew(tmp_path: Path) -> None:
@@ -242,3 +244,27 @@ def test_only_its_own_files_are_written_anew(tmp_path: Path) -> None:
         with pytest.raises(DataError):
             check_target(path, PAGE)
     assert [p.name for p in tmp_path.iterdir()] == ["rows.html"]
+
+
+def test_what_cannot_be_written_is_said_before(tmp_path: Path) -> None:
+    for path in (Path("/proc/rows.html"), tmp_path / ("x" * 300)):  # no permission would stop root
+        with pytest.raises(DataError, match="can't be written"):
+            check_target(path, PAGE)
+        with pytest.raises(DataError, match="can't be written"):
+            save("x", path)
+    check_targets(tmp_path / "a", tmp_path / "b")
+    check_targets(None, None)
+    with pytest.raises(RecipeError, match="`--html` and `--json` both name"):
+        check_targets(tmp_path / "a", tmp_path / "." / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_the_beginning_of_a_file_is_read(tmp_path: Path) -> None:
+    page = tmp_path / "rows.html"
+    with page.open("wb") as file:
+        file.write(PAGE.encode())
+        file.truncate(1 << 34)  # 16 GiB, none of them on the disk
+    check_target(page, PAGE)
+    os.mkfifo(tmp_path / "pipe")  # to open it would wait for a writer
+    with pytest.raises(DataError, match="exists already"):
+        check_target(tmp_path / "pipe", PAGE)

@@ -41,6 +41,17 @@ class Finding:
     where: tuple[str, ...] = ()
     """The first few places."""
     remedy: str | None = None
+    accepted: bool = False
+    """Whether it is a warning because the recipe accepts it."""
+
+    @property
+    def label(self) -> str:
+        """`error`, `warning` or `accepted`."""
+        return "accepted" if self.accepted else self.severity
+
+    def sentence(self) -> str:
+        """Return what is wrong, with the name by which the recipe accepts it."""
+        return f"{self.label} ({self.check}): {self.what}"
 
     @property
     def share(self) -> float:
@@ -63,7 +74,7 @@ def refuse(findings: Iterable[Finding]) -> None:
 
 def settled(findings: Iterable[Finding], limits: Audit) -> list[Finding]:
     """Return `findings`, errors first; one that the recipe accepts is a warning."""
-    judged = [replace(f, severity="warning") if f.check in limits.accept else f for f in findings]
+    judged = [replace(f, severity="warning", accepted=True) if f.check in limits.accept else f for f in findings]
     return sorted(judged, key=lambda found: found.severity != "error")
 
 

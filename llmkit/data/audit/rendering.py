@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llmkit.data.audit.columns import spread
 from llmkit.data.audit.findings import Finding, counted, places
@@ -12,6 +12,7 @@ from llmkit.data.audit.sequences import Seen
 from llmkit.data.audit.words import turns
 from llmkit.data.splits import Row
 from llmkit.data.store import Rows
+from llmkit.data.templates import chat_of, control_tokens, unasked_header
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,6 +33,7 @@ def rendering_findings(
     few = [rows[int(position)] for position in spread(len(rows), LOOKED_AT)]
     chats = [row for row in few if isinstance(row.example.get("messages", row.example.get("prompt")), list)]
     yield from _start(rows, seen, tokenizer)
+    yield from _asking(chats, tokenizer)
     yield from _systems(chats, tokenizer)
     yield from _marks(chats, recipe, tokenizer)
     yield from _padding(recipe, tokenizer, stops)
@@ -54,6 +56,19 @@ def _start(rows: Rows, seen: Seen, tokenizer: PreTrainedTokenizerBase) -> Iterat
             len(rows),
             places(rows, whole),
             "Write {{ bos_token }} at the beginning of the template, if the model was trained with it.",
+        )
+
+
+def _asking(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
+    """Find a template that asks for an answer without what it writes before each."""
+    header = unasked_header(chat_of(tokenizer)) if rows else ""
+    if header:
+        yield Finding(
+            "no_generation_prompt",
+            "warning",
+            f"the chat template has no generation prompt: it writes {header!r} before each answer, but the model is "
+            "asked without it, and has to write that as well",
+            remedy=f"End the template with {{% if add_generation_prompt %}}{{{{ {header!r} }}}}{{% endif %}}.",
         )
 
 
@@ -114,16 +129,11 @@ def _repeated(told: list[tuple[str, str]], system: str) -> bool:
 def _two_blocks(text: str, system: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether what announces the row's system prompt announces another one before it."""
     before, found, _ = text.partition(system)
-    specials = "|".join(re.escape(token) for token in sorted(_control(tokenizer), key=len, reverse=True))
+    specials = "|".join(re.escape(token) for token in sorted(control_tokens(tokenizer), key=len, reverse=True))
     if not found or not specials:
         return False
     header = re.search(rf"(?:(?:{specials})\s*\w+\s*(?:(?:{specials})\s*)?|(?:{specials})\s*)$", before)
     return header is not None and before.count(header[0].strip()) > 1
-
-
-def _control(tokenizer: PreTrainedTokenizerBase) -> set[str]:
-    added: Any = tokenizer.added_tokens_decoder
-    return {str(t) for t in tokenizer.all_special_tokens} | {t.content for t in added.values() if t.special}
 
 
 def _marks(rows: list[Row], recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:

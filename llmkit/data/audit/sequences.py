@@ -12,8 +12,10 @@ from llmkit.data.audit.columns import Array, Chunk, Column, chunks
 from llmkit.data.audit.findings import ENOUGH, Finding, counted, from_share, noteworthy, places
 from llmkit.data.audit.words import fingerprints
 from llmkit.data.shapes import Shape
-from llmkit.data.splits import ANSWERS
+from llmkit.data.spans import end_remedy
+from llmkit.data.splits import ANSWERS, Row
 from llmkit.data.store import Rows
+from llmkit.data.templates import control_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,6 +39,8 @@ Flags = dict[str, Array]
 class Seen:
     """What a pass over all rows of a split found."""
 
+    stops: Array
+    """Ids that generation stops on."""
     flags: dict[str, list[Array]] = field(default_factory=dict)
     tokens: int = 0
     unknown: int = 0
@@ -69,15 +73,24 @@ class Ids:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, stops: frozenset[int]) -> Ids:
-        """Return those of `tokenizer`; GPT-2's unknown token is its end token and is not looked for."""
+        """Return those of `tokenizer`; an unknown token that it never makes of text is not looked for.
+
+        SmolLM2 names `<|endoftext|>`, which stands between documents, and reads any text by its bytes.
+        """
         unknown, start = tokenizer.unk_token_id, tokenizer.bos_token_id
-        shared = {tokenizer.pad_token_id, start, *stops}
-        return cls(np.array(sorted(stops), np.int64), start, None if unknown in shared else unknown)
+        if unknown in {tokenizer.pad_token_id, start, *stops} or unknown not in _strange(tokenizer):
+            unknown = None
+        return cls(np.array(sorted(stops), np.int64), start, unknown)
+
+
+def _strange(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return what a tokenizer makes of characters that no vocabulary has: a private one and an unassigned one."""
+    return list(tokenizer("\U0010fffd\u0378", add_special_tokens=False)["input_ids"])
 
 
 def look(rows: Rows, shape: Shape, ids: Ids, *, longest: int | None) -> Seen:
     """Go through all rows once; rows of `longest` tokens were split (None: none was) and end where they were cut."""
-    seen = Seen()
+    seen = Seen(ids.stops)
     truncated = rows.fact("truncated")
     if longest is not None:
         truncated = truncated | (rows.lengths >= longest)
@@ -202,13 +215,20 @@ def sequence_findings(
 
 def _certain(rows: Rows, seen: Seen, tokenizer: PreTrainedTokenizerBase, split: str) -> Iterator[Finding]:
     """Say what no row may have."""
+    open_ended = seen.flagged("end_token")
+    way_out = (
+        end_remedy(_end_of(rows[int(open_ended[0])], seen, tokenizer), control_tokens(tokenizer))
+        if len(open_ended)
+        else ""
+    )
     ends = "end what is trained with a token that generation does not stop on, so the model would learn never to stop"
     if masked := len(seen.flagged("end_masked")):
         ends = f"don't train the end token behind what is trained ({masked:,} have one, masked), so it is never learnt"
+        way_out = "Put the end token inside of the {% generation %} marks of the chat template."
     said = {
         "untrained_row": ("have no trained token", "Look at the masks: `llmkit data RECIPE` colours what is trained."),
         "labels": ("have labels that are other tokens than their own", "This is a defect of llmkit: report it."),
-        "end_token": (ends, "Name the token that ends a turn in `model.eos_token`, or mend the chat template."),
+        "end_token": (ends, way_out),
         "start_token": (
             f"have the start token {tokenizer.bos_token!r} twice, or once more before an answer",
             "The text or the chat template adds a start token that the tokenizer adds as well.",
@@ -223,6 +243,18 @@ def _certain(rows: Rows, seen: Seen, tokenizer: PreTrainedTokenizerBase, split: 
         if len(found):
             number = counted(len(found), len(rows), f"{split} rows")
             yield Finding(check, "error", f"{number} {what}", len(found), len(rows), places(rows, found), remedy)
+
+
+def _end_of(row: Row, seen: Seen, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return how the first answer of `row` ends that does not end with a stop token."""
+    if "labels" in row.tokens:
+        trained = [label != -100 for label in row.labels]
+        ends = (i for i, (on, after) in enumerate(zip(trained, [*trained[1:], False], strict=True)) if on and not after)
+        answers = [row.input_ids[: end + 1] for end in ends]
+    else:
+        answers = [row.tokens[name] for name in ANSWERS if row.tokens.get(name)]
+    wrong = next(ids for ids in answers if ids[-1] not in seen.stops)
+    return str(tokenizer.decode(wrong[-8:]))
 
 
 def _rates(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from llmkit.data.audit.findings import ENOUGH, NOTEWORTHY, PLACES, Finding, counted, from_share, noteworthy
 from llmkit.data.audit.words import Sample, question_and_answer, turns
 from llmkit.data.shapes import Shape
+from llmkit.data.templates import control_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -89,7 +90,5 @@ def _is_chat(example: dict[str, Any]) -> bool:
 
 def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
     """Return what finds the tokenizer's control tokens in a text."""
-    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
-    names = {str(name) for name in (*tokenizer.all_special_tokens, *added) if name.strip()}
-    longest_first = sorted(names, key=lambda name: (-len(name), name))
-    return re.compile("|".join(map(re.escape, longest_first))) if names else None
+    longest_first = sorted(control_tokens(tokenizer), key=lambda name: (-len(name), name))
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import datetime
 import json
-import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llmkit.data.shapes import EMPTY, EQUAL, RowError, Shape, UnlearnableError
+from llmkit.data.surrogates import has_surrogates, lone_surrogate
 from llmkit.errors import did_you_mean
 
 ROLES = ("system", "user", "assistant", "tool")
 
 MARKS = ("weight", "train", "keep_reasoning")
 """Keys by which a turn says something about its own training."""
+
+HEAVIEST = 1e6
+"""Largest weight of a turn: beyond it, a row outweighs all others, and float32 may not hold its loss."""
 
 Message = dict[str, Any]
 
@@ -58,8 +63,22 @@ def kind(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
-    names = {str: "a string", int: "a number", float: "a number", list: "a list", tuple: "a list", dict: "an object"}
-    return names.get(type(value), f"a {type(value).__name__}")
+    name = type(value).__name__
+    return next((said for of, said in KINDS.items() if isinstance(value, of)), f"a{'n' * (name[0] in 'aeio')} {name}")
+
+
+KINDS: dict[type, str] = {
+    str: "a string",
+    int: "a number",
+    float: "a number",
+    list: "a list",
+    tuple: "a list",
+    Mapping: "an object",
+    datetime.date: "a date",  # and a time of day with it
+    datetime.time: "a time",
+    bytes: "bytes",
+}
+"""What values are in JSON's words; those at the end it can't write."""
 
 
 def present(row: Mapping[str, Any], *names: str) -> frozenset[str]:
@@ -174,6 +193,9 @@ def _message(turn: Any, place: str) -> Message:
         filled(turn_key(turn, "content", place), f"{place}.content")
     if not message.keys().isdisjoint(MARKS):
         check_marks(message, place)
+    for key, value in message.items():
+        if type(value) is not str:
+            check_json(value, f"{place}.{key}")
     return message
 
 
@@ -197,6 +219,8 @@ def check_marks(turn: Mapping[str, Any], place: str) -> None:
     weight, train = turn.get("weight"), turn.get("train")
     if weight is not None and number(weight, f"{place}.weight") < 0:
         raise RowError(f"{place}.weight must not be negative, as {weight} is")
+    if weight is not None and weight > HEAVIEST:
+        raise RowError(f"{place}.weight must not be more than {HEAVIEST:,.0f}, as {weight:g} is")
     for key in ("train", "keep_reasoning"):
         if not isinstance(turn.get(key), bool | None):
             raise RowError(f"{place}.{key} must be true or false, not {kind(turn[key])}")
@@ -271,6 +295,8 @@ def tools_in(row: Mapping[str, Any]) -> dict[str, list[Any]]:
         return {}
     if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
         raise RowError(f"column 'tools' must be a list of objects, not {kind(value)}")
+    if value is row["tools"]:  # not read from JSON just now
+        check_json(value, "column 'tools'")
     return {"tools": value} if value else {}
 
 
@@ -288,7 +314,8 @@ def number(value: Any, place: str) -> float:
 
     Raises RowError, which begins with `place`.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    largest = sys.float_info.max
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -largest <= value <= largest:
         shown = repr(value) if isinstance(value, float) else kind(value)
         raise RowError(f"{place} must be a finite number, not {shown}")
     return float(value)
@@ -300,9 +327,40 @@ def parsed_json(text: str, place: str) -> Any:
     Raises RowError, which begins with `place`.
     """
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except json.JSONDecodeError as exc:
         raise RowError(f"{place} is not JSON: {exc.msg} at column {exc.colno}") from None
+    except (ValueError, RecursionError) as exc:  # a number of too many digits; brackets nested too deeply
+        raise RowError(f"{place} is not readable JSON: {exc}") from None
+    if has_surrogates(text) and (half := lone_surrogate(value)):
+        raise RowError(f"{place} has a lone surrogate ({half}), which is no character")
+    return value
+
+
+def check_json(value: Any, place: str) -> None:
+    """Raise RowError, which begins with `place`, if `value` holds something that JSON can't write, such as a date."""
+    try:
+        json.dumps(value)
+    except TypeError:
+        raise RowError(f"{place} holds {_unwritable(value)}, which JSON can't write") from None
+    except (ValueError, RecursionError) as exc:  # a list that holds itself
+        raise RowError(f"{place} can't be written as JSON: {exc}") from None
+
+
+def _unwritable(value: Any) -> str:
+    """Return the kind of the first thing in `value` that JSON can't write."""
+    found = [value]
+    for item in found:
+        if isinstance(item, dict):
+            odd = next((key for key in item if not isinstance(key, str | int | float | None)), None)
+            if odd is not None:
+                return f"{kind(odd)} as a key"
+            found += item.values()
+        elif isinstance(item, list | tuple):
+            found += item
+        elif not isinstance(item, str | int | float | None):
+            return kind(item)
+    return kind(value)
 
 
 def as_prompt(value: Any, name: str) -> str | list[Message]:

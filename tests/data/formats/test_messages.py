@@ -106,6 +106,11 @@ def assistant(**keys: Any) -> list[dict[str, Any]]:
         ({"messages": assistant(content="\u3000\u2028")}, "messages[1].content is empty"),
         ({"messages": assistant(content="\0\0 \0")}, "messages[1].content is empty"),
         ({"messages": assistant(content="x", weight=-1)}, "messages[1].weight must not be negative, as -1 is"),
+        (
+            {"messages": assistant(content="x", weight=2e6)},
+            "messages[1].weight must not be more than 1,000,000, as 2e+06",
+        ),
+        ({"messages": assistant(content="x", weight=10**400)}, "messages[1].weight must be a finite number"),
         ({"messages": assistant(content="x", weight=True)}, "messages[1].weight must be a finite number, not true"),
         (
             {"messages": assistant(content="x", weight=float("nan"))},
