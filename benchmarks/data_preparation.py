@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import psutil
 from figures import keep
 
 SIZES = (10_000, 100_000, 1_000_000)
@@ -48,8 +49,9 @@ def write_rows(path: Path, count: int) -> None:
 
 
 def ours(path: Path) -> dict[str, float]:
-    """Prepare the rows with llmkit, twice; return seconds, rows per second and the peak of memory in GiB."""
+    """Prepare the rows with llmkit, twice; return the seconds of each."""
     import datasets  # what both sides import is not part of preparing rows
+
     from llmkit.data.prepare import load_splits
     from llmkit.model.loading import load_stop_ids, load_tokenizer
     from llmkit.recipe.recipe import Recipe
@@ -60,7 +62,6 @@ def ours(path: Path) -> dict[str, float]:
     tokenizer = load_tokenizer(recipe)
     stops = load_stop_ids(recipe, tokenizer)
     tokenizer("warm up")
-    before = _peak_gib()
     seconds = []
     for _ in range(2):
         started = time.perf_counter()
@@ -68,7 +69,7 @@ def ours(path: Path) -> dict[str, float]:
         seconds.append(time.perf_counter() - started)
     assert datasets
     rows = len(splits.train)
-    return {"rows": rows, "seconds": seconds[0], "again": seconds[1], "gib": _peak_gib(), "gib_before": before}
+    return {"rows": rows, "seconds": seconds[0], "again": seconds[1]}
 
 
 def trl(path: Path, *, masks: bool) -> dict[str, float]:
@@ -96,11 +97,17 @@ def trl(path: Path, *, masks: bool) -> dict[str, float]:
         started = time.perf_counter()
         prepared = trainer._prepare_dataset(rows, tokenizer, args, False, None, "train")
         seconds = time.perf_counter() - started
-    return {"rows": len(prepared), "seconds": seconds, "gib": _peak_gib()}
+    return {"rows": len(prepared), "seconds": seconds}
 
 
-def _peak_gib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+def _watched(process: subprocess.Popen[str]) -> float:
+    """Wait for a process; return the most memory in GiB that it and its own processes had, shared pages once."""
+    peak, root = 0, psutil.Process(process.pid)
+    while process.poll() is None:
+        with suppress(psutil.Error):
+            peak = max(peak, sum(one.memory_full_info().pss for one in (root, *root.children(recursive=True))))
+        time.sleep(0.2)
+    return peak / 2**30
 
 
 def measured(what: str, path: Path) -> dict[str, float]:
@@ -112,10 +119,14 @@ def measured(what: str, path: Path) -> dict[str, float]:
         (Path(cache) / "models").symlink_to(models)
         environment = {**os.environ, "LLMKIT_CACHE": cache, "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, __file__, what, str(path)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(done.stderr[-3000:])
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        with tempfile.TemporaryFile("w+") as said:
+            process = subprocess.Popen(command, env=environment, stdout=said, stderr=said, text=True)
+            peak = _watched(process)
+            said.seek(0)
+            lines = said.read().splitlines()
+    if process.returncode:
+        sys.exit("\n".join(lines[-40:]))
+    found: dict[str, float] = json.loads(lines[-1]) | {"gib": peak}
     print(f"{what}: {found}", file=sys.stderr)
     return found
 

@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from llmkit.data import cache
 from llmkit.data.fitting import check_start, fitted
 from llmkit.data.ledger import Account
+from llmkit.data.parallel import mapped
 from llmkit.data.reasoning import ruled
 from llmkit.data.shapes import LeftOutError, RowError, Shape, UnlearnableError
 from llmkit.data.sources import read_examples
 from llmkit.data.splits import Row
-from llmkit.data.store import Listed, Rows, Shard, Stored, Writer
+from llmkit.data.store import Listed, Rows, Shard, Stored, Writer, packed_batch
 from llmkit.data.tokens import Rules, tokenize
 from llmkit.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from llmkit.data.masks import Tokens
     from llmkit.recipe.recipe import Recipe, Source
 
-Item = TypeVar("Item")
+Found = list[tuple[str, dict[str, Any] | RowError]]
+"""Examples, or the reasons why there are none, each after its place."""
 
-BATCH = 1000
+BATCH = 500
 """Rows that are tokenized and written at a time."""
 SURELY_BROKEN = 10
 """Reading stops early where the share of broken rows is so many times what is allowed, and they are 100 at least."""
@@ -88,51 +89,56 @@ class Reader:
         return Stored(path, account_name(source)), Account.from_cache(noted)
 
     def _write(self, source: Source, path: Path) -> Mapping[str, Any]:
-        account, writer, done = Account(), Writer(path), 0
-        for batch in self.batches(source, account, early=True):
-            try:
-                writer.write(batch)
-            except (TypeError, ValueError):
-                writer.write([row for row in batch if not _unwritable(row, account)])
-            done += len(batch)
-            if done % (50 * BATCH) < len(batch) and done >= 50 * BATCH:
-                self.narrate(f"{source.path}: {done:,} rows prepared")
+        import pyarrow as arrow
+
+        arrow.array([0])  # imports pandas: once, and not in each process
+        account, writer, seen = Account(), Writer(path), 0
+        for read, batch, lost in mapped(partial(self._packed, source), self._found(source, BATCH)):
+            writer.write(batch)
+            account.add(lost)
+            seen += read
+            self._stop_early(account, source, seen)
+            if seen % (50 * BATCH) == 0:
+                self.narrate(f"{source.path}: {seen:,} rows prepared")
         writer.close()
         return account.to_cache()
 
-    def batches(
-        self, source: Source, account: Account, batch: int = BATCH, *, early: bool = False
-    ) -> Iterator[list[Row]]:
-        """Yield the kept rows, by `batch` rows that were read; those that are not kept are counted.
+    def _packed(self, source: Source, found: Found) -> tuple[int, bytes, Account]:
+        """Return the size of a batch, the rows that training can use as Arrow's bytes, and an account of the rest."""
+        account = Account()
+        rows = list(self._kept(source, found, account))
+        try:
+            return len(found), packed_batch(rows), account
+        except (TypeError, ValueError):
+            return len(found), packed_batch([row for row in rows if not _unwritable(row, account)]), account
 
-        With `early`, the next batch is tokenized while the caller works on one.
-        """
-        seen, name = 0, account_name(source)
-        found = self._tokenized(source, batch)
-        for triples in ahead(found) if early else found:
-            seen += len(triples)
-            yield list(self._kept(triples, name, account))
-            if len(account.broken) > max(100, SURELY_BROKEN * self.data.broken * seen):
-                raise _broken(account, source, self.data.broken, seen)
+    def batches(self, source: Source, account: Account, batch: int = BATCH) -> Iterator[list[Row]]:
+        """Yield the kept rows, by `batch` rows that were read; those that are not kept are counted."""
+        seen = 0
+        for found in self._found(source, batch):
+            seen += len(found)
+            yield list(self._kept(source, found, account))
+            self._stop_early(account, source, seen)
 
-    def _tokenized(self, source: Source, batch: int) -> Iterator[list[tuple[str, dict[str, Any], Tokens | RowError]]]:
-        """Yield batches of places, examples and their tokens, or the reason why there are none."""
+    def _found(self, source: Source, batch: int) -> Iterator[Found]:
+        """Yield batches of examples, or the reasons why there are none, each after its place."""
         examples = read_examples(source, self.folder)
         while found := list(islice(examples, batch)):
-            ruled = [(where, self._ruled(example)) for where, example in found]
-            good = [example for _, example in ruled if not isinstance(example, RowError)]
-            tokens = iter(tokenize(self.tokenizer, self.shape, good, self.stops, self.rules))
-            yield [
-                (where, {}, example) if isinstance(example, RowError) else (where, example, next(tokens))
-                for where, example in ruled
-            ]
+            yield found
 
-    def _kept(
-        self, triples: list[tuple[str, dict[str, Any], Tokens | RowError]], name: str, account: Account
-    ) -> Iterator[Row]:
+    def _stop_early(self, account: Account, source: Source, seen: int) -> None:
+        if len(account.broken) > max(100, SURELY_BROKEN * self.data.broken * seen):
+            raise _broken(account, source, self.data.broken, seen)
+
+    def _kept(self, source: Source, found: Found, account: Account) -> Iterator[Row]:
         """Yield the rows of a batch that training can use; count the others."""
-        for where, example, tokens in triples:
-            if isinstance(tokens, RowError):
+        ruled_ = [(where, self._ruled(example)) for where, example in found]
+        good = [example for _, example in ruled_ if not isinstance(example, RowError)]
+        tokenized = iter(tokenize(self.tokenizer, self.shape, good, self.stops, self.rules))
+        name = account_name(source)
+        for where, example in ruled_:
+            tokens = example if isinstance(example, RowError) else next(tokenized)
+            if isinstance(example, RowError) or isinstance(tokens, RowError):
                 _leave_out(account, where, tokens)
                 continue
             row = Row(where, example, tokens, name)
@@ -153,19 +159,7 @@ class Reader:
             return error
 
 
-def ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """Yield `items`, each of which is made in a thread while the caller works on the one before it.
-
-    That pays where most of the making is not Python's: tokenizing a batch holds no lock.
-    """
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        coming = pool.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = pool.submit(next, items, None)
-            yield item
-
-
-def _leave_out(account: Account, where: str, error: RowError) -> None:
+def _leave_out(account: Account, where: str, error: Any) -> None:
     if isinstance(error, UnlearnableError):
         account.drop(str(error), where, chosen=isinstance(error, LeftOutError))
     else:

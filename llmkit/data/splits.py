@@ -53,8 +53,10 @@ class Row:
     @property
     def sequences(self) -> list[list[int]]:
         """What the model reads: the prompt with each answer; or the single sequence that there is."""
+        if "input_ids" in self.tokens:
+            return [self.tokens["input_ids"]]
         prompt = self.tokens.get("prompt_ids", [])
-        return [prompt + answer for answer in self.answers] or [self.tokens.get("input_ids", prompt)]
+        return [prompt + answer for answer in self.answers] or [prompt]
 
     @property
     def longest(self) -> int:
@@ -70,7 +72,7 @@ class Row:
     def trained_tokens(self) -> int:
         """Number of tokens that carry loss."""
         labels = self.labels
-        return len(labels) - labels.count(-100) + sum(map(len, self.answers))
+        return len(labels) - labels.count(-100) if labels else sum(map(len, self.answers))
 
     @property
     def verdict(self) -> str | None:

@@ -113,32 +113,49 @@ class Stored:
         )
 
 
+def packed_batch(rows: Sequence[Row]) -> bytes:
+    """Return rows as an Arrow stream of one batch; all rows of a file have the same columns of tokens.
+
+    Raises TypeError or ValueError for an example that is no JSON in UTF-8.
+    """
+    import pyarrow as arrow
+
+    if not rows:
+        return b""
+    ids, factors = arrow.list_(arrow.int32()), arrow.list_(arrow.float32())
+    columns: dict[str, Any] = {
+        "where": arrow.array([row.where for row in rows], arrow.string()),
+        "example": arrow.array([json.dumps(row.example, ensure_ascii=False) for row in rows], arrow.large_string()),
+        WEIGHTS: arrow.array([row.tokens.get(WEIGHTS) for row in rows], factors),
+    }
+    for name in (name for name in rows[0].tokens if name != WEIGHTS):
+        columns[name] = arrow.array([row.tokens[name] for row in rows], ids)
+    columns |= {name: arrow.array(values) for name, values in _columns([facts_of(row) for row in rows]).items()}
+    batch = arrow.record_batch(columns)
+    sink = arrow.BufferOutputStream()
+    with arrow.ipc.new_stream(sink, batch.schema) as stream:
+        stream.write_batch(batch)
+    return bytes(sink.getvalue())
+
+
 class Writer:
-    """Writes rows to an Arrow file, batch by batch."""
+    """Writes batches of rows to an Arrow file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._stream: pyarrow.ipc.RecordBatchStreamWriter | None = None
 
-    def write(self, rows: Sequence[Row]) -> None:
-        """Append `rows`; all rows of a file have the same columns of tokens."""
+    def write(self, batch: bytes) -> None:
+        """Append what `packed_batch` has made."""
         import pyarrow as arrow
 
-        if not rows:
+        if not batch:
             return
-        ids, factors = arrow.list_(arrow.int32()), arrow.list_(arrow.float32())
-        columns: dict[str, Any] = {
-            "where": arrow.array([row.where for row in rows], arrow.string()),
-            "example": arrow.array([json.dumps(row.example, ensure_ascii=False) for row in rows], arrow.large_string()),
-            WEIGHTS: arrow.array([row.tokens.get(WEIGHTS) for row in rows], factors),
-        }
-        for name in (name for name in rows[0].tokens if name != WEIGHTS):
-            columns[name] = arrow.array([row.tokens[name] for row in rows], ids)
-        columns |= {name: arrow.array(values) for name, values in _columns([facts_of(row) for row in rows]).items()}
-        batch = arrow.record_batch(columns)
-        if self._stream is None:
-            self._stream = arrow.ipc.new_stream(str(self.path), batch.schema)
-        self._stream.write_batch(batch)
+        with arrow.ipc.open_stream(batch) as stream:
+            if self._stream is None:
+                self._stream = arrow.ipc.new_stream(str(self.path), stream.schema)
+            for one in stream:
+                self._stream.write_batch(one)
 
     def close(self) -> None:
         """Finish the file; one without rows is made as well."""

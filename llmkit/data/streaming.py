@@ -11,10 +11,10 @@ import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, count, islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmkit.data.ledger import OVERLAP, Account, Ledger
-from llmkit.data.reading import Item, Reader, account_name, too_many_broken
+from llmkit.data.reading import Reader, account_name, too_many_broken
 from llmkit.data.splits import Row
 from llmkit.data.splitting import overlapping
 from llmkit.data.store import WEIGHTS, Listed, Rows
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from datasets import IterableDataset
 
     from llmkit.recipe.recipe import Recipe
+
+Item = TypeVar("Item")
 
 HEAD = 1000
 """Rows of the stream that are audited before training, in all."""

@@ -23,7 +23,7 @@ from llmkit.data.audit.words import Sample, distinct, fingerprints, question_and
 from llmkit.data.prepare import load_splits
 from llmkit.data.shapes import Shape
 from llmkit.data.splits import Row
-from llmkit.data.store import Rows, Stored, Writer
+from llmkit.data.store import Rows, Stored, Writer, packed_batch
 from llmkit.errors import DataError, RecipeError
 from llmkit.recipe.recipe import CHECKS, Audit, Recipe
 
@@ -114,8 +114,8 @@ def stored(tmp_path: Path) -> Callable[[list[Row]], Rows]:
 
     def write(rows: list[Row]) -> Rows:
         writer = Writer(tmp_path / "rows.arrow")
-        writer.write(rows[: len(rows) // 2])
-        writer.write(rows[len(rows) // 2 :])
+        writer.write(packed_batch(rows[: len(rows) // 2]))
+        writer.write(packed_batch(rows[len(rows) // 2 :]))
         writer.close()
         return Rows([Stored(tmp_path / "rows.arrow", "source")])
 

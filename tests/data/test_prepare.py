@@ -231,7 +231,7 @@ def test_a_file_of_broken_rows_is_not_read_to_its_end(
 ) -> None:
     good = rows_file.read_text(encoding="utf-8").splitlines()[0]
     rows_file.write_text("\n".join([good, *['{"messages": 7}'] * 5000]), encoding="utf-8")
-    with pytest.raises(DataError, match="999 of the 1000 rows read are broken"):
+    with pytest.raises(DataError, match="499 of the 500 rows read are broken"):
         load(recipe("data.eval=null"), tokenizer)
 
 
@@ -286,12 +286,12 @@ def test_rows_that_are_left_out_on_purpose_may_be_most_of_them(
 def test_a_split_row_that_is_held_out_in_one_piece_is_not_trained_in_the_others(
     recipe: Maker, rows_file: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    write(rows_file, [{"text": "abcdefghijklmnop" + "q" * 40}, {"text": "yes no maybe"}])
-    write(rows_file.parent / "eval.jsonl", [{"text": "abcdefghijklmno"}])
+    write(rows_file, [{"text": "x" * 16 + "q" * 40}, {"text": "yes no maybe"}])
+    write(rows_file.parent / "eval.jsonl", [{"text": "x" * 15}])
     keys = ("data.train.0.format=text", "data.eval=[{path: eval.jsonl, format: text}]", "data.overflow=split")
     whole, _ = load(recipe(*keys), tokenizer, max_length=16)
     assert len(whole.train) > 2  # the pieces differ from the held-out text by its end token
-    write(rows_file.parent / "eval.jsonl", [{"text": "abcdefghijklmnop" + "r" * 40}])
+    write(rows_file.parent / "eval.jsonl", [{"text": "x" * 16 + "z" * 40}])
     splits, ledger = load(recipe(*keys), tokenizer, max_length=16)
     assert [row.example["text"] for row in splits.train] == ["yes no maybe"]
     assert ledger.to_dict()["train"]["rows.jsonl"]["dropped"] == {"also among the held-out rows": 1}

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmkit.data.splits import Row
-from llmkit.data.store import FACTS, Listed, Rows, Stored, Writer, digests, facts_of, token_dataset
+from llmkit.data.store import FACTS, Listed, Rows, Stored, Writer, digests, facts_of, packed_batch, token_dataset
 
 SFT = [
     Row(
@@ -37,7 +37,7 @@ WEIGHED = [
 def stored(path: Path, rows: list[Row], batch: int = 2) -> Stored:
     writer = Writer(path)
     for start in range(0, len(rows), batch):
-        writer.write(rows[start : start + batch])
+        writer.write(packed_batch(rows[start : start + batch]))
     writer.close()
     return Stored(path, rows[0].source if rows else "")
 
