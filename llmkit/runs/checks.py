@@ -29,6 +29,7 @@ def check(recipe: Recipe) -> None:
     check_plan(recipe)
     _check_adapter_init(recipe)
     locate(recipe.model, recipe.folder)
+    _check_length(recipe)
     check_data(recipe)
     require_trackers(recipe)
     _check_continued(recipe)
@@ -91,6 +92,16 @@ def _check_processes() -> None:
         raise SetupError(
             f"llmkit was started as {os.environ['WORLD_SIZE']} processes, and runs in one so far",
             remedy="Start it as `llmkit run RECIPE`, or with --nproc_per_node 1 / --num_processes 1.",
+        )
+
+
+def _check_length(recipe: Recipe) -> None:
+    length = setting(recipe, "max_length")
+    if isinstance(length, int) and length < 2:
+        raise RecipeError(
+            f"`training.max_length` is {length} tokens, and a row needs two: one to predict, and one to predict it from",
+            where=recipe.origin(("training", "max_length")),
+            remedy="Raise it, or write null for no limit.",
         )
 
 

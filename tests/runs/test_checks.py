@@ -28,6 +28,7 @@ GRPO = ("data.train.0.format=prompt", "method.type=grpo", GROUPS)
             ("data.train.0.format=preference", "method.type=reward", "evaluation=[{type: perplexity}]"),
             "evaluation `perplexity` can't measure what method 'reward' trains",
         ),
+        (("training.max_length=0",), "`training.max_length` is 0 tokens, and a row needs two"),
         (("data.eval=null", "training.eval_strategy=steps"), "`training.eval_strategy` needs held-out rows"),
         (
             (*GRPO, EXACT, "training.sync_ref_model=true"),
