@@ -99,7 +99,7 @@ def _check_length(recipe: Recipe) -> None:
     length = setting(recipe, "max_length")
     if isinstance(length, int) and length < 2:
         raise RecipeError(
-            f"`training.max_length` is {length} tokens, and a row needs two: one to predict, and one to predict it from",
+            f"`training.max_length` is {length} tokens, and a row needs two: one is predicted from the other",
             where=recipe.origin(("training", "max_length")),
             remedy="Raise it, or write null for no limit.",
         )
