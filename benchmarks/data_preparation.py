@@ -42,8 +42,9 @@ def write_rows(path: Path, count: int) -> None:
     with path.open("w", encoding="utf-8") as file:
         for index in range(count):
             drink, table = DRINKS[index % len(DRINKS)], index // len(DRINKS)
-            question = f"Hello, we are order {index} at table {table}, could we have {drink} please?"
-            answer = json.dumps({"order": index, "table": table, "drink": drink})
+            # Of one length in all sets: each digit is a token.
+            question = f"Hello, we are order {index:07} at table {table:06}, could we have {drink} please?"
+            answer = json.dumps({"order": f"{index:07}", "table": f"{table:06}", "drink": drink})
             turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
             file.write(json.dumps({"messages": turns}) + "\n")
 
@@ -153,6 +154,9 @@ def main() -> None:
 def _figures(turns: list[dict[str, dict[str, float]]], grown: dict[int, dict[str, float]]) -> dict[str, Any]:
     rates = {kind: median(turn[kind]["rows"] / turn[kind]["seconds"] for turn in turns) for kind in turns[0]}
     cost = {size: found["seconds"] / found["rows"] for size, found in grown.items()}
+    # Three seconds are soon disturbed: of the smallest set there are several measurements.
+    smallest = [turn["ours"] for turn in turns] + [grown[SIZES[0]]]
+    cost[SIZES[0]] = median(found["seconds"] / found["rows"] for found in smallest)
     largest = grown[SIZES[-1]]
     return {
         "rows_per_second_beside": {kind: round(rate) for kind, rate in rates.items()},
