@@ -189,3 +189,26 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixture
         del os.environ["LLMKIT_CACHE"]
     else:
         os.environ["LLMKIT_CACHE"] = before
+
+
+@pytest.fixture
+def grpo_file(tiny_folder: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Return what writes rows and a GRPO recipe on the tiny model for them; its keywords are those of `training`."""
+
+    def write(name: str, rows: Sequence[dict[str, Any]], **training: Any) -> Path:
+        (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        settings = {"max_steps": 2, "num_generations": 4, "gradient_accumulation_steps": 1, "report_to": "none"}
+        made = {
+            "model": {"name": str(tiny_folder)},
+            "adapter": {"type": "lora", "r": 4},
+            "data": {"train": [{"path": "sums.jsonl", "format": "prompt"}]},
+            "method": {"type": "grpo"},
+            "rewards": [{"type": "exact_match"}],
+            "training": settings | {"per_device_train_batch_size": 8} | training,
+            "hardware": {"device": "cpu"},
+        }
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(json.dumps(made, indent=2), encoding="utf-8")  # JSON is YAML
+        return path
+
+    return write

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from llmkit.data.lengths import padding
 from llmkit.errors import DataError
 
 
@@ -79,8 +80,8 @@ class Packing:
             sequences=sequences,
             tokens=int(self.row_lengths.sum()),
             capacity=self.capacity,
-            padding=padding(self.lengths, batch_size),
-            unpacked_padding=padding(self.row_lengths, per_batch),
+            padding=shuffled_padding(self.lengths, batch_size),
+            unpacked_padding=shuffled_padding(self.row_lengths, per_batch),
         )
 
 
@@ -118,15 +119,7 @@ def pack(lengths: Sequence[int] | np.ndarray[Any, Any], capacity: int) -> Packin
     return Packing(row_lengths, capacity, by_length[together], starts)
 
 
-def padding(lengths: Sequence[int] | np.ndarray[Any, Any], batch_size: int, *, seed: int = 0) -> float:
-    """Return the share of padding where sequences of `lengths` are drawn in batches, each as long as its longest one.
-
-    The order is shuffled by `seed`, as the trainer shuffles.
-    """
-    shuffled = np.asarray(lengths, np.int64)[np.random.default_rng(seed).permutation(len(lengths))]
-    starts = np.arange(0, len(shuffled), batch_size)
-    if not len(starts):
-        return 0.0
-    sizes = np.diff([*starts, len(shuffled)])
-    computed = int((np.maximum.reduceat(shuffled, starts) * sizes).sum())
-    return 1 - int(shuffled.sum()) / computed
+def shuffled_padding(lengths: Sequence[int] | np.ndarray[Any, Any], batch_size: int) -> float:
+    """Return the share of padding where sequences of `lengths` are drawn in batches, shuffled as the trainer does."""
+    shuffled = np.asarray(lengths, np.int64)[np.random.default_rng(0).permutation(len(lengths))]
+    return padding(shuffled, shuffled, batch_size)

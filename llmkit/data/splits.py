@@ -64,11 +64,6 @@ class Row:
         return max(map(len, self.sequences))
 
     @property
-    def total_tokens(self) -> int:
-        """Number of tokens of all sequences: a pair counts its prompt twice."""
-        return sum(map(len, self.sequences))
-
-    @property
     def trained_tokens(self) -> int:
         """Number of tokens that carry loss."""
         labels = self.labels

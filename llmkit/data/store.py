@@ -36,7 +36,6 @@ FACTS = {
 """What is counted of a row, and its type; `verdict` is an index into VERDICTS."""
 
 Facts = dict[str, "np.ndarray[Any, Any]"]
-Indices = "np.ndarray[Any, np.dtype[np.int64]]"
 
 
 def digest(sequences: Iterable[list[int]]) -> int:

@@ -117,7 +117,7 @@ def check_isolation(trainer: SFTTrainer, rows: Dataset) -> None:
     other = {**first, "input_ids": [(token + 1) % vocabulary for token in first["input_ids"]]}
     try:
         together, disturbed, alone = (_last_logits(trainer, before, second) for before in (first, other, None))
-    except (ValueError, NotImplementedError) as error:  # transformers knows some models that can't
+    except (ValueError, NotImplementedError) as error:  # transformers refuses some models by itself
         raise _mixes_rows(trainer, str(error)) from error
     seen, apart = _distance(disturbed, together), _distance(together, alone)
     dtype = _computed_in(trainer)

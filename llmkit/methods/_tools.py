@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import DataError, RecipeError, SetupError, did_you_mean
+from llmkit.recipe.functions import load_module
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -95,22 +93,6 @@ def _check_function(
         )
 
 
-def _load(path: Path, key: str) -> ModuleType:
-    """Run a file as a module, always afresh; raises SetupError if that fails."""
-    name = f"llmkit_{key}_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise SetupError(f"`method.{key}`: {path} can't be imported")
-    module = importlib.util.module_from_spec(spec)
-    # Types are looked up in the module that a function says it is from.
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # noqa: BLE001 - the user's file may fail in any way
-        raise SetupError(f"`method.{key}`: importing {path} raised {type(error).__name__}: {error}") from error
-    return module
-
-
 def load_tools(references: Sequence[str], folder: Path) -> list[Callable[..., Any]]:
     """Import the tools, and check that each can be described to the model; raises SetupError."""
     from transformers.utils import get_json_schema
@@ -118,7 +100,7 @@ def load_tools(references: Sequence[str], folder: Path) -> list[Callable[..., An
 
     places = [_split("tools", reference, folder) for reference in references]
     # Tools of one file share their module, and so what they remember.
-    modules = {path: _load(path, "tools") for path in dict.fromkeys(path for path, _ in places)}
+    modules = {path: load_module(path, "`method.tools`") for path in dict.fromkeys(path for path, _ in places)}
     tools = [getattr(modules[path], name) for path, name in places]
     for reference, tool in zip(references, tools, strict=True):
         try:
@@ -131,7 +113,7 @@ def load_tools(references: Sequence[str], folder: Path) -> list[Callable[..., An
 def load_environment(reference: str, folder: Path, rows: Sequence[Row]) -> type:
     """Import the environment class; its `reset` is given the columns of the whole row, and not of TRL's data set."""
     path, name = _split("environment", reference, folder)
-    base = getattr(_load(path, "environment"), name)
+    base = getattr(load_module(path, "`method.environment`"), name)
 
     def reset(self: Any, row: int, **columns: Any) -> Any:
         return base.reset(self, **rows[row].example)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from llmkit.errors import RecipeError, SetupError, did_you_mean
@@ -59,20 +60,24 @@ def check_function(reference: str, folder: Path, form: Form, owner: str) -> None
 def load_function(reference: str, folder: Path, owner: str) -> Callable[..., Any]:
     """Run the file afresh and return its function; raises SetupError where that fails."""
     path, name = _place(reference, folder)
-    module_name = f"llmkit_user_{abs(hash(path))}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
+    found: Callable[..., Any] = getattr(load_module(path, owner), name)
+    return found
+
+
+def load_module(path: Path, owner: str) -> ModuleType:
+    """Run a file as a module, always afresh; raises SetupError where that fails."""
+    name = f"llmkit_user_{abs(hash(path))}"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise SetupError("the file can't be imported", where=str(path))
+        raise SetupError(f"{owner}: the file can't be imported", where=str(path))
     module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # dataclasses look their module up there
+    sys.modules[name] = module  # types are looked up there
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - a file of the user's may raise anything, or call `exit`
-        raise SetupError(
-            f"{owner}: importing the file raised {type(error).__name__}: {error}", where=str(path)
-        ) from error
-    found: Callable[..., Any] = getattr(module, name)
-    return found
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a file of the user's may raise anything
+        what = f"{owner}: importing {path.name} raised {type(error).__name__}: {error}"
+        raise SetupError(what, where=str(path)) from error
+    return module
 
 
 def _place(reference: str, folder: Path) -> tuple[Path, str]:

@@ -17,31 +17,11 @@ TRICKED = "def length(completion, row):\n    return min(len(completion) / 1000, 
 
 
 @pytest.fixture
-def grpo(tiny_folder: Path, tmp_path: Path) -> Path:
+def grpo(grpo_file: Callable[..., Path], tmp_path: Path) -> Path:
     """A GRPO recipe on the tiny model over 12 sums."""
     rows = [{"prompt": f"what is {i} plus {i}?", "answer": str(2 * i)} for i in range(12)]
-    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (tmp_path / "mine.py").write_text(TRICKED, encoding="utf-8")
-    path = tmp_path / "grpo.yaml"
-    path.write_text(
-        f"""model: {{name: {tiny_folder}}}
-adapter: {{type: lora, r: 4}}
-data:
-  train: [{{path: sums.jsonl, format: prompt}}]
-method: {{type: grpo}}
-rewards: [{{type: exact_match}}]
-training:
-  max_steps: 2
-  num_generations: 4
-  max_completion_length: 256
-  per_device_train_batch_size: 8
-  gradient_accumulation_steps: 1
-  report_to: none
-hardware: {{device: cpu}}
-""",
-        encoding="utf-8",
-    )
-    return path
+    return grpo_file("grpo", rows, max_completion_length=256)
 
 
 def _cells(table: str) -> dict[str, list[str]]:

@@ -13,32 +13,11 @@ LENGTH = "rewards=[{type: length, unit: characters, target: 4, tolerance: 40}]"
 
 
 @pytest.fixture
-def grpo(tiny_folder: Path, tmp_path: Path, tokenizer: Any) -> Path:
+def grpo(grpo_file: Callable[..., Path], tokenizer: Any) -> Path:
     """A GRPO recipe on the tiny model over 6 sums."""
     rows = [{"prompt": f"what is {i} plus {i}?", "answer": str(2 * i)} for i in range(6)]
-    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     halves = [i for i in range(len(tokenizer)) if "\ufffd" in tokenizer.decode([i])]
-    path = tmp_path / "grpo.yaml"
-    path.write_text(
-        f"""model: {{name: {tiny_folder}}}
-adapter: {{type: lora, r: 4}}
-data:
-  train: [{{path: sums.jsonl, format: prompt}}]
-method: {{type: grpo}}
-rewards: [{{type: exact_match}}]
-training:
-  max_steps: 2
-  num_generations: 4
-  max_completion_length: 6
-  per_device_train_batch_size: 8
-  gradient_accumulation_steps: 1
-  report_to: none
-  generation_kwargs: {{suppress_tokens: {halves}}}
-hardware: {{device: cpu}}
-""",
-        encoding="utf-8",
-    )
-    return path
+    return grpo_file("grpo", rows, max_completion_length=6, generation_kwargs={"suppress_tokens": halves})
 
 
 def _cells(table: str) -> dict[str, str]:

@@ -247,10 +247,10 @@ def test_a_function_that_can_not_be_called_is_refused_unrun(folder: Path, name: 
 def test_an_error_while_importing(folder: Path) -> None:
     (folder / "mine.py").write_text(f"import no_such_package_anywhere\n{CODE}", encoding="utf-8")
     error = refusal(SetupError, folder, *ROWS, python="mine.py:turn")
-    assert "`python`: importing the file raised ModuleNotFoundError" in error.what
+    assert "`python`: importing mine.py raised ModuleNotFoundError" in error.what
     (folder / "mine.py").write_text(f"{CODE}\nraise SystemExit(3)", encoding="utf-8")
     error = refusal(SetupError, folder, *ROWS, python="mine.py:turn")
-    assert error.what == "`python`: importing the file raised SystemExit: 3"
+    assert error.what == "`python`: importing mine.py raised SystemExit: 3"
 
 
 VALUES = """

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmkit.data.packing import pack, padding
+from llmkit.data.packing import pack, shuffled_padding
 from llmkit.errors import DataError
 
 LENGTHS = st.lists(st.integers(1, 32), max_size=60)
@@ -71,11 +71,11 @@ def test_nothing_is_packed_into_nothing() -> None:
 
 
 def test_padding_counts_up_to_the_longest_of_each_batch() -> None:
-    assert padding([4, 4, 4, 4], 2) == 0.0
-    assert padding([1, 2, 3, 4], 4) == pytest.approx(1 - 10 / 16)
-    assert padding([1, 2, 3, 4], 1) == 0.0
-    assert padding([6, 2, 2], 3) == pytest.approx(1 - 10 / 18)
-    assert padding([], 3) == 0.0
+    assert shuffled_padding([4, 4, 4, 4], 2) == 0.0
+    assert shuffled_padding([1, 2, 3, 4], 4) == pytest.approx(1 - 10 / 16)
+    assert shuffled_padding([1, 2, 3, 4], 1) == 0.0
+    assert shuffled_padding([6, 2, 2], 3) == pytest.approx(1 - 10 / 18)
+    assert shuffled_padding([], 3) == 0.0
 
 
 def test_the_account_says_what_is_saved() -> None:

@@ -103,7 +103,7 @@ def test_every_planted_row_is_in_the_ledger(
     assert held_out == len(splits.eval)
     assert account["read"] == len(planted) == account["kept"] + held_out + sum(reasons.values())
     assert account["kept"] == len(splits.train)
-    assert account["tokens"] == sum(r.total_tokens for r in splits.train)
+    assert account["tokens"] == sum(len(ids) for r in splits.train for ids in r.sequences)
     assert account["trained_tokens"] == sum(r.trained_tokens for r in splits.train)
     assert account["truncated"] == sum(r.truncated for r in splits.train)
     assert (planted.count("long") if overflow == "truncate" else 0) == sum(

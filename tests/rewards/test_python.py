@@ -87,7 +87,7 @@ def test_the_spelling(function: str) -> None:
 
 def test_an_error_while_importing(tmp_path: Path) -> None:
     reward = written(tmp_path, "import no_such_package_anywhere\n" + GOOD)
-    with pytest.raises(SetupError, match="importing the file raised ModuleNotFoundError: .*no_such_package_anywhere"):
+    with pytest.raises(SetupError, match="importing .*[.]py raised ModuleNotFoundError: .*no_such_package_anywhere"):
         reward.set_up(tmp_path)
 
 

@@ -26,32 +26,12 @@ LIMIT = 8
 
 
 @pytest.fixture
-def sums(tmp_path: Path, tiny_folder: Path) -> Path:
+def sums(grpo_file: Callable[..., Path]) -> Path:
     """A GRPO recipe on the tiny model over 12 sums, asked as messages; four answers fit in a batch."""
     rows = [
         {"prompt": [{"role": "user", "content": f"what is {i} plus {i}?"}], "answer": str(2 * i)} for i in range(12)
     ]
-    write(tmp_path / "sums.jsonl", rows)
-    path = tmp_path / "sums.yaml"
-    path.write_text(
-        f"""model: {{name: {tiny_folder}}}
-adapter: {{type: lora, r: 4}}
-data:
-  train: [{{path: sums.jsonl, format: prompt}}]
-method: {{type: grpo}}
-rewards: [{{type: exact_match}}]
-training:
-  max_steps: 1
-  num_generations: 4
-  max_completion_length: {LIMIT}
-  per_device_train_batch_size: 4
-  gradient_accumulation_steps: 1
-  report_to: none
-hardware: {{device: cpu}}
-""",
-        encoding="utf-8",
-    )
-    return path
+    return grpo_file("sums", rows, max_steps=1, max_completion_length=LIMIT, per_device_train_batch_size=4)
 
 
 def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
