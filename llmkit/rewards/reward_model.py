@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, PrivateAttr
 
-from llmkit.data import answers
-from llmkit.data.masks import end_token, raised
 from llmkit.data.shapes import RowError, UnlearnableError
 from llmkit.errors import SetupError
 from llmkit.model.scores import check_reward_folder, load_reward_model, score_sequences
@@ -91,6 +89,10 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], comple
     chat = not isinstance(row["prompt"], str)
     example = {**row, "completion": [{"role": "assistant", "content": completion}] if chat else completion}
     # Only the place where the answer ends is looked for here, so whatever the template ends a turn with will do.
+    # Here, as the schema of a recipe imports this file, and all of tokenizing with it.
+    from llmkit.data import answers
+    from llmkit.data.masks import end_token, raised
+
     stops = frozenset({end_token(tokenizer), *tokenizer.all_special_ids, *tokenizer.added_tokens_decoder})
     try:
         ids = raised(answers.unpaired(tokenizer, [example], stops, rules=None)[0])

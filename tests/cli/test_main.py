@@ -16,7 +16,19 @@ import pytest
 from llmkit.recipe.schema import recipe_schema
 from llmkit.recipe.shipped import recipes_folder, shipped_recipes
 
-HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "evaluate")
+HEAVY = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "accelerate",
+    "bitsandbytes",
+    "evaluate",
+    "numpy",
+    "pyarrow",
+)
+HEAVY += ("jinja2", "llmkit.data.masks")  # what prepares rows has no place in checking a recipe
 QUICKSTART = recipes_folder() / "quickstart.yaml"
 
 SMALL = """model: {name: some/model}
