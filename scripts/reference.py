@@ -27,6 +27,7 @@ SECTIONS = {
         "Source": "data.train, data.eval: a source",
         "Audit": "data.audit",
         "Training": "training",
+        "Limits": "limits",
         "HardwareChoice": "hardware",
     }
 }
@@ -51,6 +52,7 @@ NAMED = {
     "dict[str, str]": "names and texts",
     "tuple[Source, ...]": "list of sources",
     "Training": "section `training`",
+    "Limits": "section `limits`",
     "HardwareChoice": "section `hardware`",
     "AnyMethod": "a method",
     "AnyAdapter": "an adapter",

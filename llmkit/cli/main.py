@@ -1,23 +1,28 @@
 """The command line. Every verb is thin, and imports what it needs inside: `--help` and `validate` never load torch."""
 
-from __future__ import annotations
+# No annotations as text here: typer would compile each of them again, which is a fifth of the time of `--help`.
 
 import gc
 import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llmkit.errors import LlmkitError
+
+if TYPE_CHECKING:
+    from llmkit.recipe.recipe import Recipe
 
 app = typer.Typer(
     help="llmkit fine-tunes language models from one recipe file, and proves its own runs.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    # Frames and colours around the help take rich, and rich takes longer than all the rest of `--help`.
+    rich_markup_mode=None,
 )
 
 GATE_MISSED = 3
@@ -97,24 +102,26 @@ def run(
         out = recipe.parent
         the_recipe, _ = recipe_of(out, overrides or ())
     from llmkit.runs.progress import terminal
+
+    narrator = terminal()
+    # Said before torch and the libraries around it are imported, which takes seconds.
+    narrator.say(f"{recipe}: {_parts(the_recipe)}")
     from llmkit.runs.report import print_result
     from llmkit.runs.runner import run as run_recipe
 
-    result = run_recipe(the_recipe, out=out, name=recipe.stem, resume=resume, watch=watch, narrator=terminal())
+    result = run_recipe(the_recipe, out=out, name=recipe.stem, resume=resume, watch=watch, narrator=narrator)
     print_result(result, _console())
 
 
 @app.command()
 def validate(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Check a recipe, its files and packages, without loading torch or reading rows."""
+    """Check a recipe, its files and packages; reads no rows."""
     from llmkit.recipe.loading import load_recipe
     from llmkit.runs.checks import check
 
     the_recipe = load_recipe(recipe, overrides or ())
     check(the_recipe)
-    sections = (the_recipe.method, the_recipe.adapter, the_recipe.quantization)
-    parts = " + ".join(s.type for s in sections if s is not None)
-    typer.echo(f"{recipe}: valid ({parts} on {the_recipe.model.name})")
+    typer.echo(f"{recipe}: valid ({_parts(the_recipe)})")
 
 
 @app.command()
@@ -124,7 +131,10 @@ def show(
     everything: Annotated[bool, typer.Option("--all", help="Also what the libraries default to.")] = False,
     hardware: Annotated[str, typer.Option(help="this, or a machine such as a100-80gb:8.")] = "this",
 ) -> None:
-    """Show each resolved value and who decided it: recipe line, override, planner or library."""
+    """Show each resolved value and who decided it.
+
+    Recipe line, override, planner or library.
+    """
     from llmkit.planning.hardware import parse_hardware
     from llmkit.recipe.loading import load_recipe
     from llmkit.runs.prepare import plan as make_plan
@@ -145,20 +155,30 @@ def plan(
     recipe: RecipeFile,
     overrides: Overrides = None,
     hardware: Annotated[str, typer.Option(help="this, or a machine such as a100-80gb:8, rtx4090, cpu:2.")] = "this",
+    json_file: Annotated[Path | None, typer.Option("--json", help="File to write all figures to, in bytes.")] = None,
 ) -> None:
-    """Show what would happen on this machine or another: device, data type, attention, batch, checkpointing."""
+    """Show the memory that a run takes, and what would make it fit.
+
+    By part and phase, on this machine or another, and every decision with its reason; ends with 3 if it does not fit.
+    """
     from llmkit.planning.hardware import parse_hardware
     from llmkit.recipe.loading import load_recipe
     from llmkit.runs.checks import check
+    from llmkit.runs.plan_report import BEGINS, look, print_outlook
     from llmkit.runs.prepare import plan as make_plan
+    from llmkit.runs.seeing import check_target, save
 
     the_recipe = load_recipe(recipe, overrides or ())
     check(the_recipe)
+    if json_file is not None:
+        check_target(json_file, BEGINS)
     the_plan = make_plan(the_recipe, None if hardware == "this" else parse_hardware(hardware))
-    typer.echo(f"hardware: {the_plan.hardware.summary}")
-    if the_plan.size is not None:
-        typer.echo(f"model:    {the_plan.size.parameters / 1e6:,.0f} M parameters ({the_plan.size.source})")
-    _print_table(("decision", "value", "reason"), [(d.key, _value(d.value), d.reason) for d in the_plan.decisions])
+    found = look(the_recipe, the_plan, recipe.stem)
+    print_outlook(found, _console())
+    if json_file is not None:
+        save(found.to_json(), json_file)
+    if found.fits is False:
+        raise typer.Exit(GATE_MISSED)
 
 
 @app.command()
@@ -170,7 +190,10 @@ def data(
     html: Annotated[Path | None, typer.Option(help="File to write the same to, as a page.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="File to write all figures and rows to.")] = None,
 ) -> None:
-    """Show the rows as the model will see them, what is trained, left out and wrong; ends with 3 on an error."""
+    """Show the rows as the model will see them, and what is wrong.
+
+    What is trained, what is left out, what the audit found; ends with 3 on an error.
+    """
     from llmkit.recipe.loading import load_recipe
     from llmkit.runs.checks import check
     from llmkit.runs.data_page import render
@@ -201,7 +224,10 @@ def reward(
         str | None, typer.Option(help="Completion that deserves the full reward, e.g. '<answer>$answer</answer>'.")
     ] = None,
 ) -> None:
-    """Try the rewards out on golden answers and on text that deserves nothing; ends with 3 if they can be tricked."""
+    """Try the rewards out on golden answers and on bad ones.
+
+    Ends with 3 if they can be tricked: text that deserves nothing must earn nothing.
+    """
     from llmkit.recipe.loading import load_recipe
     from llmkit.runs.progress import terminal
     from llmkit.runs.report import print_workbench
@@ -224,7 +250,10 @@ def preflight(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write all figures and answers to.")] = None,
 ) -> None:
-    """Sample the base model: what it earns, whether it can learn from that, what a step takes, and what to change."""
+    """Sample the base model: what it earns, and can it learn.
+
+    Also what a step takes, and what to change.
+    """
     from llmkit.recipe.loading import load_recipe
     from llmkit.runs.preflight import preflight as fly
     from llmkit.runs.progress import terminal
@@ -253,7 +282,10 @@ def sample(
     truncated: Annotated[bool, typer.Option("--truncated", help="Keep answers that were cut off as well.")] = False,
     out: Annotated[Path | None, typer.Option(help="JSONL file to write, or to go on with; default: NAME-KEEP.")] = None,
 ) -> None:
-    """Make rows to train on: draw answers to the training prompts, score them, keep the good ones."""
+    """Make rows to train on: draw answers, score them, keep the good.
+
+    The prompts are those of the training rows.
+    """
     from llmkit.runs.progress import terminal
     from llmkit.runs.report import print_sampling
     from llmkit.runs.sampling import sample as make_rows
@@ -277,7 +309,10 @@ def sample(
 
 @app.command("eval")
 def evaluate(target: Target, overrides: Overrides = None) -> None:
-    """Score a run again: base beside tuned on the held-out rows (a recipe file: its base model alone)."""
+    """Score a run again: base beside tuned on the held-out rows.
+
+    Of a recipe file, its base model alone.
+    """
     from llmkit.runs.progress import terminal
     from llmkit.runs.reopen import evaluate as evaluate_run
     from llmkit.runs.report import print_scores
@@ -288,7 +323,10 @@ def evaluate(target: Target, overrides: Overrides = None) -> None:
 
 @app.command()
 def export(target: Target, overrides: Overrides = None) -> None:
-    """Write the exports of a finished run, each checked against the trained model."""
+    """Write the exports of a finished run, each of them checked.
+
+    An export must compute what the trained model computes.
+    """
     from llmkit.runs.progress import terminal
     from llmkit.runs.reopen import export as export_run
 
@@ -323,7 +361,7 @@ def generate(
     batch_size: Annotated[int, typer.Option(help="Prompts answered at once.")] = 16,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
 ) -> None:
-    """Answer a file of prompts: JSONL in, JSONL out, in the same order."""
+    """Answer a file of prompts: JSONL in, JSONL out, in that order."""
     from llmkit.runs.answering import answer_file
     from llmkit.runs.progress import terminal
 
@@ -357,7 +395,10 @@ def recipes(
 
 @app.command()
 def schema() -> None:
-    """Print the JSON Schema of a recipe, for editors (e.g. yaml-language-server)."""
+    """Print the JSON Schema of a recipe, for editors.
+
+    yaml-language-server reads it, for one.
+    """
     from llmkit.recipe.schema import recipe_schema
 
     typer.echo(json.dumps(recipe_schema(), indent=2))
@@ -365,13 +406,22 @@ def schema() -> None:
 
 @app.command()
 def doctor() -> None:
-    """Check versions, devices and demo weights; name what is missing and the command that mends it."""
+    """Check versions, devices and demo weights.
+
+    Names what is missing, and the command that mends it.
+    """
     from llmkit.cli.doctor import findings
 
     found = findings()
     _print_table(("", "what", "found", "remedy"), [(f.mark, f.what, f.found, f.remedy) for f in found])
     if any(f.mark == "bad" for f in found):
         raise typer.Exit(1)
+
+
+def _parts(recipe: "Recipe") -> str:
+    """Return what a recipe puts together, e.g. `sft + lora on some/model`."""
+    sections = (recipe.method, recipe.adapter, recipe.quantization)
+    return " + ".join(section.type for section in sections if section is not None) + f" on {recipe.model.name}"
 
 
 def _print_table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

@@ -20,7 +20,9 @@ from llmkit.errors import RecipeError, did_you_mean
 from llmkit.recipe import fields
 from llmkit.recipe.problems import Problem, field_problems, problems_of
 from llmkit.recipe.recipe import Recipe, Training
-from llmkit.recipe.spec import KeyPath, variants
+from llmkit.recipe.spec import KeyPath, Room
+
+METHODS = Room("llmkit.methods")
 
 
 @dataclass(frozen=True)
@@ -85,14 +87,13 @@ def read_document(path: Path, overrides: Iterable[str] = ()) -> Document:
 
 def _skipped_training_problems(values: dict[str, Any], found: list[Problem]) -> list[Problem]:
     """Check the training fields where pydantic does not get to them, because another section is refused already."""
-    method, training = values.get("method"), values.get("training")
-    known = variants("llmkit.methods")
-    if not isinstance(method, dict) or not isinstance(training, dict) or str(method.get("type")) not in known:
+    method, training = METHODS.named_in(values.get("method")), values.get("training")
+    if method is None or not isinstance(training, dict):
         return []
     if any(problem.path[:1] == ("training",) for problem in found):
         return []
     try:
-        fields.check(cast(Any, known[method["type"]]).config, training, reserved=Training.reserved, path=("training",))
+        fields.check(cast(Any, method).config, training, reserved=Training.reserved, path=("training",))
     except fields.FieldsError as error:
         return field_problems(error)
     return []

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
+from functools import cache
 from pathlib import Path
+
+SETTLED = 1_000_000_000
+"""Nanoseconds after which a file that is written again has another time of change."""
 
 
 def cache_folder() -> Path:
@@ -15,7 +20,20 @@ def cache_folder() -> Path:
 
 
 def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file, in hex."""
+    """Return the SHA-256 of a file, in hex; one that has not changed is read once per process."""
+    found = path.stat()
+    # A file that was just written may change again within one tick of the file system's clock.
+    if time.time_ns() - found.st_mtime_ns < SETTLED:
+        return _hash_of(path)
+    return _kept_hash(path.absolute(), found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@cache
+def _kept_hash(path: Path, *state: int) -> str:
+    return _hash_of(path)
+
+
+def _hash_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from llmkit.errors import did_you_mean
 from llmkit.recipe.fields import FieldsError
-from llmkit.recipe.spec import KeyPath
+from llmkit.recipe.spec import KeyPath, Room
 
 # Words that people write as a method although they are combinations of sections.
 COMBINATIONS = {
@@ -87,7 +87,7 @@ def _value_at(path: KeyPath, values: Any) -> Any:
 def _problem(item: dict[str, Any], path: KeyPath, values: Any, root: type[BaseModel]) -> Problem:
     kind, name = item["type"], _dotted(path)
     if kind == "extra_forbidden":
-        choices = _keys_at(root, item["loc"][:-1])
+        choices = _keys_at(root, path[:-1], values)
         close = did_you_mean(str(path[-1]), choices)
         section = f"`{_dotted(path[:-1])}`" if len(path) > 1 else "a recipe"
         return Problem(path, f"unknown key {path[-1]!r}{close}; {section} takes {', '.join(choices)}")
@@ -96,8 +96,6 @@ def _problem(item: dict[str, Any], path: KeyPath, values: Any, root: type[BaseMo
     if kind == "union_tag_invalid":
         path = path if path[-1:] == ("type",) else (*path, "type")
         return Problem(path, _unknown_type(_dotted(path[:-1]), str(item["ctx"]["tag"]), item["ctx"]["expected_tags"]))
-    if kind == "literal_error" and path[-1:] == ("type",):
-        return Problem(path, _unknown_type(_dotted(path[:-1]), str(item["input"]), item["ctx"]["expected"]))
     if kind == "union_tag_not_found":
         return _no_type(path, item)
     if kind in ("model_type", "model_attributes_type", "dict_type"):
@@ -139,29 +137,31 @@ def _no_type(path: KeyPath, item: dict[str, Any]) -> Problem:
     return Problem(path, f"`{name}` must be a mapping of keys to values, not {_short(value)}")
 
 
-def _keys_at(root: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    """Return the keys of the section at a pydantic location, walking through lists and unions by their tags."""
-    model: Any = root
-    for part in loc:
-        fields = getattr(model, "model_fields", {})
-        if part in fields:
-            model = fields[part].annotation
-        model = _model_in(model, part)
-    return sorted(getattr(model, "model_fields", {}))
+def _keys_at(root: type[BaseModel], path: KeyPath, values: Any) -> list[str]:
+    """Return the keys that the section at `path` of `values` takes; `root` is the model of the whole."""
+    section: Any = root
+    kinds: list[Any] = []
+    for part in path:
+        values = values[part]
+        if isinstance(part, str):  # a number is the place in a list, whose field says what the items are
+            field = section.model_fields[part]
+            kinds = [*_flatten(field.annotation), *field.metadata]
+        section = _section_of(kinds, values)
+    return sorted(section.model_fields)
 
 
-def _model_in(annotation: Any, tag: int | str) -> Any:
-    """Return the model inside an annotation; the variant named by `tag` if there are several."""
-    models = [m for m in _flatten(annotation) if isinstance(m, type) and issubclass(m, BaseModel)]
-    for model in models:
-        field = model.model_fields.get("type")
-        if field is not None and tag in getattr(field.annotation, "__args__", ()):
-            return model
-    return models[0] if len(models) == 1 else annotation
+def _section_of(kinds: list[Any], value: Any) -> type[BaseModel] | None:
+    """Return the model, among the types that a field names, that `value` is checked by."""
+    for kind in kinds:
+        if isinstance(kind, Room):
+            return kind.named_in(value)
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
 
 
 def _flatten(annotation: Any) -> list[Any]:
-    inner = getattr(annotation, "__args__", ())
+    inner = (*getattr(annotation, "__args__", ()), *getattr(annotation, "__metadata__", ()))
     return [annotation] if not inner else [leaf for arg in inner for leaf in _flatten(arg)]
 
 

@@ -294,6 +294,17 @@ class Training(LibrarySpec):
     }
 
 
+class Limits(Spec):
+    """What a run may take: training that reaches a limit ends there, with a checkpoint that `--resume` continues."""
+
+    hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Hours of one session, from its start to the end of training; `--resume` gives as many again. Scoring the tuned
+    model and exporting it come on top."""
+
+    tokens: int | None = Field(default=None, gt=0)
+    """Tokens to learn from, without padding, over all sessions."""
+
+
 class HardwareChoice(Spec):
     """Where to run; a recipe that leaves it out runs on the best device found."""
 
@@ -330,6 +341,9 @@ class Recipe(Spec):
 
     export: tuple[AnyExport, ...] = Field(default=(), strict=False)
     """What is written at the end, each checked against the trained model."""
+
+    limits: Limits = Limits()
+    """What the run may take; a run that is resumed may have other limits than before."""
 
     hardware: HardwareChoice = HardwareChoice()
     """Where to run."""

@@ -92,10 +92,11 @@ class Bar:
         if now - self.printed >= PLAIN_SECONDS and done < self.total:
             self.printed = now
             left = (now - self.began) / max(done, 1) * (self.total - done)
-            self.narrator.say(f"{self.title} {done}/{self.total} {note}  {_duration(left)} left".replace("  ", " "))
+            self.narrator.say(f"{self.title} {done}/{self.total} {note}  {duration(left)} left".replace("  ", " "))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time as `2:05` (minutes) or `1:02:05` (hours)."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -23,9 +23,14 @@ SHOWN_PASSES = (1, 2, 4, 8, 16, 32, 64)
 
 
 def print_result(result: RunResult, console: Console) -> None:
-    """Print the tables of a finished run and the command to type next."""
+    """Print the tables of a finished run, its speed, and the command to type next."""
     print_scores({"base": result.base, "tuned": result.tuned}, console)
-    console.print(f"\nrun folder: {result.folder}", highlight=False)
+    console.print()
+    if result.speed is not None:
+        console.print(f"speed:      {result.speed.sentence()}", highlight=False, soft_wrap=True)
+    if result.stopped_by is not None:
+        console.print(f"stopped by: {result.stopped_by}; --resume continues", highlight=False)
+    console.print(f"run folder: {result.folder}", highlight=False)
     verb = "chat" if result.answers else "eval"
     console.print(f"next:       [bold]llmkit {verb} {result.folder}[/bold]", highlight=False)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -29,6 +30,8 @@ from llmkit.runs.folder import (
     require_same_rows,
     require_space,
 )
+from llmkit.runs.limits import Watchman, limit_callback, require_left, same_but_limits
+from llmkit.runs.measuring import Gauge, Measured, gauge_callback
 from llmkit.runs.prepare import Prepared, plan, prepare, row_hashes
 from llmkit.runs.progress import Narrator, outcome, training_callback
 from llmkit.runs.resolved import resolved_yaml
@@ -49,6 +52,10 @@ class RunResult:
     """Training loss of each logged step; for SFT in nats per trained token."""
     answers: bool
     """Whether the trained model answers prompts; a reward model scores answers instead."""
+    speed: Measured | None = None
+    """How fast training was; None for fewer than five steps."""
+    stopped_by: str | None = None
+    """The limit that ended training (`limits.hours`, `limits.tokens`); None where it came to its end."""
 
 
 def run(
@@ -67,6 +74,7 @@ def run(
     Raises RecipeError, DataError or SetupError before anything is trained, RunError if what was
     trained or exported does not pass its check.
     """
+    began = time.monotonic()
     narrator = narrator or Narrator()
     check(recipe)
     the_plan = plan(recipe)
@@ -86,7 +94,7 @@ def run(
             )
             _record_inputs(folder, prepared, resume)
             base = _score(prepared, "base", narrator)
-        return _train_and_judge(prepared, base, folder, resume, narrator)
+        return _train_and_judge(prepared, base, folder, resume, narrator, began)
 
 
 def _sample_keeper(folder: RunFolder, narrator: Narrator | None) -> Callable[[Sequence[dict[str, Any]]], None]:
@@ -119,7 +127,7 @@ def _open(out: str | Path | None, name: str, resume: bool, recipe: Recipe) -> Ru
         return RunFolder.create(Path(out)) if out else RunFolder.numbered(Path("runs"), name)
     folder = RunFolder.open(Path(out or Path("runs") / name))
     written = (folder.path / "recipe.yaml").read_text(encoding="utf-8")
-    if written != recipe.written:
+    if not same_but_limits(recipe.written, written):
         raise RecipeError(
             f"the recipe differs from the one that {folder.path} was started with",
             remedy=f"Continue it as it was: llmkit run {folder.path / 'recipe.yaml'} --resume; or start a new run.",
@@ -132,6 +140,7 @@ def _open(out: str | Path | None, name: str, resume: bool, recipe: Recipe) -> Ru
                 f"the {what} has changed since {folder.path} was started: {', '.join(changed)}",
                 remedy="Put the files back as they were, or start a new run.",
             )
+    require_left(folder, recipe.limits)
     return folder
 
 
@@ -182,11 +191,19 @@ def _record_rows(folder: RunFolder, prepared: Prepared) -> None:
 
 
 def _train_and_judge(
-    prepared: Prepared, base: list[Score], folder: RunFolder, resume: bool, narrator: Narrator
+    prepared: Prepared, base: list[Score], folder: RunFolder, resume: bool, narrator: Narrator, began: float
 ) -> RunResult:
     recipe = prepared.recipe
     trainer = prepared.trainer
-    trainer.train(resume_from_checkpoint=_checkpoint(folder, resume, narrator))
+    checkpoint = _checkpoint(folder, resume, narrator)
+    gauge = Gauge(prepared, folder, narrator)
+    watchman = Watchman(recipe.limits, gauge, began)
+    watchman.record(folder)
+    trainer.add_callback(gauge_callback(gauge, checkpoint))
+    trainer.add_callback(limit_callback(watchman))
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    speed, stopped = gauge.result(), watchman.stopped
+    watchman.record(folder)
     # accelerate leaves its autocast around the model: what is scored and exported computes as it will when loaded.
     trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     if prepared.splits.stream is not None:
@@ -196,7 +213,10 @@ def _train_and_judge(
     losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
     _save(prepared, folder)
     if losses:
-        narrator.say(f"trained {trainer.state.global_step} steps, {outcome(trainer.state.log_history)}")
+        pace = f", {speed.sentence()}" if speed else ""
+        narrator.say(f"trained {trainer.state.global_step} steps, {outcome(trainer.state.log_history)}{pace}")
+    if stopped:
+        narrator.say(stopped.sentence(folder))
     tuned = _score(prepared, "tuned", narrator, base=base)
     if trainer.is_world_process_zero():
         folder.write_json("evaluation.json", scoring.to_dict(recipe.evaluation, base=base, tuned=tuned))
@@ -204,15 +224,17 @@ def _train_and_judge(
     if recipe.adapter is not None:
         check_adapter(trained, folder.model)
     exported = export_all(trained, folder, narrator)
-    return RunResult(folder.path, base, tuned, exported, losses, answers=prepared.model.can_generate())
+    answers = prepared.model.can_generate()
+    stopped_by = stopped.by if stopped else None
+    return RunResult(folder.path, base, tuned, exported, losses, answers, speed, stopped_by)
 
 
-def _checkpoint(folder: RunFolder, resume: bool, narrator: Narrator) -> str | None:
+def _checkpoint(folder: RunFolder, resume: bool, narrator: Narrator) -> Path | None:
     found = folder.last_checkpoint() if resume else None
     if resume:
         narrator.say(f"continuing from {found.name}" if found else "no checkpoint yet: starting at step 0")
         folder.forget_steps_after(int(found.name.rpartition("-")[2]) if found else 0)
-    return str(found) if found else None
+    return found
 
 
 def _score(prepared: Prepared, name: str, narrator: Narrator, base: list[Score] | None = None) -> list[Score]:

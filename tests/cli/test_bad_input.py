@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -33,10 +34,10 @@ def refused(llmkit: Callable[..., Any], tmp_path: Path) -> Callable[..., str]:
         said = llmkit(*arguments)
         assert said.code == 2, said
         assert "Traceback" not in said.err + said.out
-        # Before it, a run says only where it is kept.
+        # Before it, a run says only what it puts together; one that has begun, where it is kept as well.
         progress, error, sentence = said.err.partition("error: ")
         assert error
-        assert begun or not progress
+        assert begun or re.fullmatch(r"( +[0-9.]+ s  \S+\.yaml: \w+( \+ \w+)* on \S+\n)?", progress), progress
         after = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
         assert after == before
         return (error + sentence).replace(f"{tmp_path}/", "")

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, ValidationError, create_model
+from pydantic import BaseModel, TypeAdapter, ValidationError, create_model
 
 from llmkit.model.adapters.lora import Lora
 from llmkit.recipe.recipe import HardwareChoice
-from llmkit.recipe.spec import union_of, variant_names, variants
+from llmkit.recipe.spec import Room, union_of, variant, variant_names, variants
 
 SPEC = """
 from typing import Literal
@@ -101,6 +101,69 @@ def test_a_library_section_holds_only_what_is_set() -> None:
         Lora.model_validate({"type": "lora", "peft_type": "LORA"})
 
 
-def test_variants_are_imported_once() -> None:
-    assert variants("llmkit.methods") is variants("llmkit.methods")
-    assert "llmkit.methods.sft" in sys.modules
+def test_a_variant_is_imported_once() -> None:
+    assert variant("llmkit.methods", "sft") is variants("llmkit.methods")["sft"]
+    assert variant("llmkit.methods", "sft") is sys.modules["llmkit.methods.sft"].Sft
+
+
+def test_only_the_variant_that_is_named_is_imported(room: Callable[..., str]) -> None:
+    # What isn't named may even be broken: a recipe that does not use it is none the worse.
+    name = room(small=SPEC.format(cls="Small", type="small"), broken="1 / 0")
+    union = union_of(name)
+    small = _validated(union, {"type": "small"})
+    assert _validated(union, small) is small
+    with pytest.raises(ValidationError, match="'broken', 'small'"):
+        _validated(union, {"type": "smal"})
+    assert f"{name}.broken" not in sys.modules
+    with pytest.raises(ZeroDivisionError):
+        _validated(union, {"type": "broken"})
+
+
+@pytest.mark.parametrize(
+    ("section", "kind"),
+    [
+        ({"type": "bgi"}, "union_tag_invalid"),
+        ({"type": None}, "union_tag_invalid"),
+        ({"type": ["big"]}, "union_tag_invalid"),
+        ({"size": 1}, "union_tag_not_found"),
+        ("big", "model_attributes_type"),
+        (["big"], "model_attributes_type"),
+        (None, "model_attributes_type"),
+    ],
+)
+def test_a_section_that_names_no_variant_is_refused(room: Callable[..., str], section: Any, kind: str) -> None:
+    name = room(small=SPEC.format(cls="Small", type="small"), big=SPEC.format(cls="Big", type="big"))
+    assert Room(name).named_in(section) is None
+    with pytest.raises(ValidationError) as caught:
+        _validated(union_of(name), section)
+    assert [(error["type"], error["loc"]) for error in caught.value.errors()] == [(kind, ("section",))]
+
+
+def test_what_is_wrong_in_a_section_stands_below_it(room: Callable[..., str]) -> None:
+    name = room(small=SPEC.format(cls="Small", type="small"), big=SPEC.format(cls="Big", type="big"))
+    model: type[BaseModel] = create_model("Holder", sections=(tuple[union_of(name), ...], ...))  # type: ignore[misc]
+    with pytest.raises(ValidationError) as caught:
+        model.model_validate({"sections": ({"type": "small"}, {"type": "big", "size": "x", "other": 1})})
+    assert [error["loc"] for error in caught.value.errors()] == [("sections", 1, "size"), ("sections", 1, "other")]
+
+
+def test_a_section_of_variants_is_written_as_it_was_set(room: Callable[..., str]) -> None:
+    model: type[BaseModel] = create_model(
+        "Holder", section=(union_of(room(big=SPEC.format(cls="Big", type="big"))) | None, None)
+    )
+    assert model.model_validate({"section": {"type": "big"}}).model_dump(exclude_unset=True) == {
+        "section": {"type": "big"}
+    }
+    assert model.model_validate({"section": {"type": "big"}}).model_dump()["section"] == {"type": "big", "size": 1}
+    assert model.model_validate({"section": None}).model_dump() == {"section": None}
+
+
+def test_the_json_schema_of_a_room_has_a_definition_of_each_variant(room: Callable[..., str]) -> None:
+    name = room(small=SPEC.format(cls="Small", type="small"), big=SPEC.format(cls="Big", type="big"))
+    schema = TypeAdapter(union_of(name)).json_schema()
+    assert set(schema["$defs"]) == {"Big", "Small"}
+    assert schema["discriminator"] == {
+        "mapping": {"big": "#/$defs/Big", "small": "#/$defs/Small"},
+        "propertyName": "type",
+    }
+    assert schema["$defs"]["Big"]["properties"]["type"]["const"] == "big"
