@@ -33,8 +33,8 @@ class Generate(Evaluation):
     limit: int | None = Field(default=None, ge=1)
     """Use only the first prompts; all of them if unset."""
 
-    batch_size: int = Field(default=16, ge=1)
-    """Prompts answered at once."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """Prompts answered at once; if unset, up to 64 whose keys and values take half as much memory as the weights."""
 
     temperature: float = Field(default=0.0, ge=0)
     """0 always takes the likeliest token; above 0, tokens are sampled at this temperature."""

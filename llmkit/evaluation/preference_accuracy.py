@@ -34,8 +34,10 @@ class PreferenceAccuracy(Evaluation):
     limit: int | None = Field(default=None, ge=1)
     """Use only the first held-out rows; all of them if unset."""
 
-    batch_size: int = Field(default=8, ge=1)
-    """Answers run through the model at once (a pair has two); the result does not depend on it."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """Answers run through the model at once (a pair has two), if unset as many as have 2048 tokens with their prompts.
+
+    The result does not depend on it."""
 
     model_classes: ClassVar[frozenset[str]] = frozenset({"AutoModelForCausalLM", CLASSIFIER})
 

@@ -13,7 +13,6 @@ from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from trl import SFTTrainer
@@ -23,6 +22,7 @@ from trl.trainer.utils import pad
 from llmkit.data.packing import Packing, pack
 from llmkit.data.store import TOKENS, WEIGHTS
 from llmkit.errors import SetupError
+from llmkit.methods._by_length import column_lengths
 
 MASKED = ("sdpa", "eager")
 """Attention kernels that take a mask, and not the boundaries of the rows."""
@@ -39,7 +39,7 @@ class PackedRows(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __init__(self, rows: Dataset, capacity: int) -> None:
         self.dataset = rows
-        self.packing: Packing = pack(row_lengths(rows), capacity)
+        self.packing: Packing = pack(column_lengths(rows, "input_ids"), capacity)
 
     def __len__(self) -> int:
         return len(self.packing)
@@ -57,15 +57,6 @@ class PackedRows(torch.utils.data.Dataset[dict[str, Any]]):
 def _weights(given: list[float] | None, labels: Sequence[int]) -> list[float]:
     """Return the loss weights of a row; one that has none counts as usual."""
     return [1.0] * len(labels) if given is None else given
-
-
-def row_lengths(rows: Dataset) -> np.ndarray[Any, Any]:
-    """Return the tokens of each row, read as Arrow arrays: no row becomes a Python list."""
-    from pyarrow import compute
-
-    batches = rows.select_columns("input_ids").with_format("arrow").iter(batch_size=10_000)
-    found = [compute.list_value_length(batch["input_ids"]).to_numpy() for batch in batches]
-    return np.concatenate(found).astype(np.int64) if found else np.array([], np.int64)
 
 
 @dataclass

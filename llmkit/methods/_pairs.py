@@ -25,6 +25,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from trl import DPOTrainer, KTOTrainer
 
+from llmkit.methods._by_length import GroupsByLength
 from llmkit.methods._trained_head import score_trained_positions
 from llmkit.methods.base import Job
 from llmkit.model.loading import load_base
@@ -95,7 +96,7 @@ class _TokenizedRows:
             shutil.rmtree(Path(output_dir or trainer.args.output_dir) / "ref", ignore_errors=True)
 
 
-class TokenizedDPOTrainer(_TokenizedRows, DPOTrainer):
+class TokenizedDPOTrainer(_TokenizedRows, GroupsByLength, DPOTrainer):
     """DPOTrainer on `prompt_ids`, `chosen_ids`, `rejected_ids`."""
 
 

@@ -12,10 +12,11 @@ from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
 from llmkit.data.splits import Row
+from llmkit.methods._by_length import GroupsByLength
 from llmkit.methods.base import Job, keep_adapter_precision, one_device
 
 
-class TokenizedORPOTrainer(ORPOTrainer):
+class TokenizedORPOTrainer(GroupsByLength, ORPOTrainer):
     """ORPOTrainer on the columns that `sequences` makes."""
 
     def tokenize_row(self, feature: dict[str, Any], model: Any = None) -> dict[str, Any]:
@@ -23,7 +24,7 @@ class TokenizedORPOTrainer(ORPOTrainer):
         return feature
 
 
-class TokenizedCPOTrainer(CPOTrainer):
+class TokenizedCPOTrainer(GroupsByLength, CPOTrainer):
     """CPOTrainer on the columns that `sequences` makes."""
 
     def tokenize_row(self, feature: dict[str, Any], model: Any = None) -> dict[str, Any]:

@@ -3,6 +3,9 @@
 On CUDA, TRL scores only the trained positions. Elsewhere it scores every position, with the entropy besides: on two CPU
 cores a step of SmolLM2-135M with 38 of 72 positions trained took 1.6 times as long that way (median of 6 pairs). The
 loss is the same sum. Loss weights are llmkit's own: TRL has none.
+
+The head goes through the trained tokens chunk by chunk (`_chunked_head.py`), unless it is more than a matrix: adapters
+on it, quantized weights, scaled or capped logits. Those heads hold the logits of all trained tokens at once.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from trl import SFTTrainer
 from llmkit.data.packing import Packed
 from llmkit.data.store import WEIGHTS
 from llmkit.errors import RecipeError, RunError
+from llmkit.methods._by_length import GroupsByLength
+from llmkit.methods._chunked_head import ends_with_its_head, linear_head, summed_losses
 from llmkit.methods._packed import MASKED, PackedRows, TokenCollator, check_isolation, real_tokens, rows_of
 from llmkit.methods._trained_head import kept
 
@@ -39,11 +44,19 @@ def weighted_loss(scored: Scored, tokens: torch.Tensor | int | None = None) -> t
 
     Weights don't count in the divisor: a weight of 2 is twice the gradient of 1.
     """
-    total = (scored.nll if scored.weights is None else scored.nll * scored.weights).sum()
-    return total / torch.as_tensor(len(scored.nll) if tokens is None else tokens).clamp(min=1)
+    return (scored.nll * token_factors(scored.nll, scored.weights, tokens)).sum()
 
 
-class TrainedTokensTrainer(SFTTrainer):
+def token_factors(
+    like_N: torch.Tensor, weights_N: torch.Tensor | None, tokens: torch.Tensor | int | None = None
+) -> torch.Tensor:
+    """Return what each of N losses counts in the loss of the step, (N,) in float32: weight / tokens."""
+    divisor = torch.as_tensor(len(like_N) if tokens is None else tokens, device=like_N.device).clamp(min=1)
+    weights_N = torch.ones(len(like_N), device=like_N.device) if weights_N is None else weights_N.float()
+    return weights_N / divisor
+
+
+class TrainedTokensTrainer(GroupsByLength, SFTTrainer):
     """Trains on rows that are tokenized, masked and of the right length: packs them, weighs them; the rest is TRL's.
 
     `packed` says what packing did, by split. Raises RecipeError for rows that can't be weighed, SetupError where packed
@@ -67,6 +80,11 @@ class TrainedTokensTrainer(SFTTrainer):
         self.data_collator = TokenCollator(self.data_collator.pad_token_id, flat, False, multiple, packed=packs)
         if packs or flat:
             check_isolation(self, given[0])
+        self._chunked = self.args.device.type not in FUSED and ends_with_its_head(self._bare)
+
+    @property
+    def _bare(self) -> Any:
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     def _prepare_dataset(
         self, dataset: Dataset, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
@@ -104,14 +122,37 @@ class TrainedTokensTrainer(SFTTrainer):
         special = self.args.loss_type != "nll" or self.args.label_smoothing_factor > 0 or self.aux_loss_enabled
         if return_outputs or special or (fused and WEIGHTS not in inputs):
             return self._trls_loss(model, inputs, return_outputs, num_items_in_batch)
-        scored = self._score_fused(model, **inputs) if fused else self._score(model, **inputs)
-        loss = weighted_loss(scored, num_items_in_batch)
+        head = linear_head(self._bare) if self._chunked and not fused else None
+        if head is not None:
+            loss, hits = self._sum_losses(model, head, num_items_in_batch, **inputs)
+        else:
+            scored = self._score_fused(model, **inputs) if fused else self._score(model, **inputs)
+            loss, hits = weighted_loss(scored, num_items_in_batch), scored.hits
         if model.training:
-            self._count(scored, inputs)
+            self._count(hits, inputs)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             # DDP averages gradients over processes, and the divisor counts the tokens of all of them.
             loss = loss * self.accelerator.num_processes
         return loss
+
+    def _sum_losses(
+        self,
+        model: Any,
+        head: torch.nn.Linear,
+        tokens: torch.Tensor | int | None,
+        *,
+        labels: torch.Tensor,
+        loss_weights: torch.Tensor | None = None,
+        **inputs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the loss as `weighted_loss` has it, and which tokens were the most likely ones; no logits are kept."""
+        mask_BT = labels[:, 1:] != -100
+        targets_N = labels[:, 1:][mask_BT]
+        weights_N = None if loss_weights is None else loss_weights[:, 1:][mask_BT]
+        factors_N = token_factors(targets_N, weights_N, tokens)
+        with kept(self._bare.base_model, mask_BT), summed_losses(head, targets_N, factors_N) as found:
+            total = model(**inputs, use_cache=False).logits
+        return total.reshape(()), found[0]
 
     def _score(
         self, model: Any, *, labels: torch.Tensor, loss_weights: torch.Tensor | None = None, **inputs: Any
@@ -119,8 +160,7 @@ class TrainedTokensTrainer(SFTTrainer):
         """Score the trained tokens; the LM head sees the positions before them and no others."""
         mask_BT = labels[:, 1:] != -100
         targets_N = labels[:, 1:][mask_BT]
-        bare = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        with kept(bare.base_model, mask_BT):
+        with kept(self._bare.base_model, mask_BT):
             logits_NV = model(**inputs, use_cache=False).logits[0]
         nll_N = functional.cross_entropy(logits_NV.float(), targets_N, reduction="none")
         weights_N = None if loss_weights is None else loss_weights[:, 1:][mask_BT]
@@ -142,8 +182,8 @@ class TrainedTokensTrainer(SFTTrainer):
             self._metrics["train"]["num_tokens"] = [self._seen_tokens]
         return loss
 
-    def _count(self, scored: Scored, inputs: dict[str, Any]) -> None:
-        hits = scored.hits.sum() / max(len(scored.hits), 1)
+    def _count(self, hits_N: torch.Tensor, inputs: dict[str, Any]) -> None:
+        hits = hits_N.sum() / max(len(hits_N), 1)
         self._hits.append(float(self.accelerator.gather_for_metrics(hits.unsqueeze(0)).mean()))
         self._seen_tokens += self._sum_over_processes(real_tokens(inputs))
 

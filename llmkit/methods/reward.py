@@ -35,12 +35,14 @@ class Reward(Method):
 
         Raises DataError where some of the rows have a margin and others have none.
         """
-        from trl import RewardConfig, RewardTrainer
+        from trl import RewardConfig
+
+        from llmkit.methods._by_length import GroupedRewardTrainer
 
         # The rows are within `max_length` already, and each of them is in the ledger: TRL would drop rows in silence.
         args = one_device(RewardConfig(**{**job.training_kwargs(), "max_length": None}))
         evaluates = str(args.eval_strategy.value) != "no"
-        trainer = RewardTrainer(
+        trainer = GroupedRewardTrainer(
             model=job.model,
             args=args,
             processing_class=job.tokenizer,

@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llmkit.model.decoding import batches, continue_batch
 from llmkit.model.loading import stop_ids
 
 if TYPE_CHECKING:
     import torch
-    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.generation.streamers import BaseStreamer
 
 
@@ -35,7 +36,7 @@ def generate(
     prompts: Sequence[list[int]],
     *,
     max_new_tokens: int,
-    batch_size: int,
+    batch_size: int | None,
     temperature: float = 0.0,
     seed: int = 0,
     on_done: Callable[[int], None] | None = None,
@@ -43,8 +44,9 @@ def generate(
 ) -> list[str]:
     """Return the model's answer to each prompt (token ids, at least one each), in the order given.
 
-    Greedy where `temperature` is 0; otherwise sampled from the whole distribution at that temperature, the same for
-    the same seed, prompts and batch size. Nothing of the model's own generation settings is used but its end tokens.
+    Where `batch_size` is None, `decoding.batches` chooses. Greedy where `temperature` is 0;
+    otherwise sampled from the whole distribution at that temperature, the same for the same seed, prompts and batch
+    size. Nothing of the model's own generation settings is used but its end tokens.
     The model is in eval mode meanwhile; its modes, generation settings and the global random state are put back.
     `on_done` is called after each batch with the number of prompts answered so far; a `streamer` gets the tokens of a
     single prompt as they come. Raises ValueError for an empty prompt.
@@ -60,7 +62,7 @@ def sample(
     prompts: Sequence[list[int]],
     *,
     max_new_tokens: int,
-    batch_size: int,
+    batch_size: int | None,
     temperature: float = 1.0,
     seed: int = 0,
     on_done: Callable[[int], None] | None = None,
@@ -80,7 +82,7 @@ def _continuations(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[list[int]],
     settings: Mapping[str, Any],
-    batch_size: int,
+    batch_size: int | None,
     seed: int,
     on_done: Callable[[int], None] | None,
     streamer: BaseStreamer | None,
@@ -90,42 +92,19 @@ def _continuations(
         raise ValueError("a prompt to continue needs at least one token")
     stop = set(stop_ids(tokenizer, model.generation_config))
     pad = _first_known(tokenizer.pad_token_id, *sorted(stop), default=0)
-    config = _config(settings, stop=stop, pad=pad)
     found: dict[int, Continuation] = {}
     with eval_mode(model), _own_settings_hidden(model), _seeded(model, seed):
-        for batch in _batches([len(p) for p in prompts], batch_size, equal=_ignores_positions(model)):
-            continued = _continue_batch(model, [prompts[i] for i in batch], config, pad, streamer)
-            for i, tokens in zip(batch, continued, strict=True):
-                answer = _until_stop(tokens, stop)
+        for batch in batches(model, prompts, settings["max_new_tokens"], batch_size):
+            asked = [prompts[i] for i in batch]
+            continued = continue_batch(model, asked, settings, stop=stop, pad=pad, streamer=streamer)
+            for i, added in zip(batch, continued, strict=True):
+                answer = _until_stop(added, stop)
                 text = str(tokenizer.decode(answer, skip_special_tokens=True))
-                ended = tokens[: len(answer) + 1]
+                ended = added[: len(answer) + 1]
                 found[i] = Continuation(tuple(ended), text, stopped=len(ended) > len(answer))
             if on_done is not None:
                 on_done(len(found))
     return [found[i] for i in range(len(prompts))]
-
-
-def _batches(lengths: Sequence[int], batch_size: int, *, equal: bool) -> list[list[int]]:
-    """Return the indices of `lengths` in batches, longest first; with `equal`, each batch is of one length.
-
-    Longest first: a batch that doesn't fit in memory fails at once, and each batch needs little padding.
-    """
-    batches: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True):
-        last = batches[-1] if batches else None
-        if last is None or len(last) == batch_size or (equal and lengths[last[0]] != lengths[i]):
-            batches.append([i])
-        else:
-            last.append(i)
-    return batches
-
-
-def _ignores_positions(model: PreTrainedModel) -> bool:
-    """Whether padding on the left would change answers: PEFT's prompt learning drops position ids.
-
-    The padding then stands as distance between the virtual tokens and the prompt.
-    """
-    return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
 
 
 def _sampling(temperature: float) -> dict[str, Any]:
@@ -137,35 +116,6 @@ def _sampling(temperature: float) -> dict[str, Any]:
         return {"do_sample": False}
     # top_k 0: transformers' default is 50, which is not the model's distribution.
     return {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-
-
-def _config(settings: Mapping[str, Any], *, stop: set[int], pad: int) -> GenerationConfig:
-    from transformers import GenerationConfig
-
-    make: Callable[..., GenerationConfig] = GenerationConfig  # its constructor is not typed
-    return make(num_beams=1, use_cache=True, eos_token_id=sorted(stop) or None, pad_token_id=pad, **settings)
-
-
-def _continue_batch(
-    model: PreTrainedModel,
-    prompts: Sequence[list[int]],
-    config: GenerationConfig,
-    pad: int,
-    streamer: BaseStreamer | None,
-) -> list[list[int]]:
-    """Return the new tokens of each prompt, padded on the right to the longest answer of the batch."""
-    import torch
-
-    # Padded by hand, on the left so that all prompts end together; the tokenizer's padding side stays as it is.
-    width = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=model.device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    continue_: Any = model.generate  # typed as a module's attribute
-    # Not inference_mode: buffers a model fills on the way (rotary tables) must remain usable in later training.
-    with torch.no_grad():
-        out = continue_(input_ids=ids, attention_mask=mask, generation_config=config, streamer=streamer)
-    new: list[list[int]] = out[:, width:].tolist()
-    return new
 
 
 def _until_stop(tokens: list[int], stop: set[int]) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import logging
@@ -27,7 +26,7 @@ from llmkit.model.heads import (
 from llmkit.model.sources import ModelSource, locate
 from llmkit.planning.plan import Plan
 from llmkit.recipe import fields
-from llmkit.recipe.places import cache_folder
+from llmkit.recipe.places import cache_folder, file_hash
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -192,9 +191,7 @@ def will_convert(recipe: Recipe) -> bool:
 
 def _place_of(gguf: Path) -> Path:
     """Return where the safetensors copy of a GGUF file belongs: named by its content, it can't go stale."""
-    with gguf.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return cache_folder() / "models" / f"{gguf.stem}-{digest[:16]}"
+    return cache_folder() / "models" / f"{gguf.stem}-{file_hash(gguf)[:16]}"
 
 
 def _converted(gguf: Path) -> Path:

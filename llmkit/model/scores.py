@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import SetupError
+from llmkit.model.batches import to_read
 from llmkit.model.generation import eval_mode
 from llmkit.model.heads import check_one_label, check_whole, fresh_head, hold_head_in_float32, is_classifier
 
@@ -109,27 +110,18 @@ def _load_adapter(folder: Path, base: str, dtype: str) -> PreTrainedModel:
     return PeftModel.from_pretrained(model, folder)
 
 
-def longest_first(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Yield the indices of `lengths` in batches.
-
-    Longest first: a batch that doesn't fit in memory fails at once, and each batch needs little padding.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True)
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
-
-
 def score_sequences(
     model: PreTrainedModel,
     sequences: Sequence[list[int]],
     *,
-    batch_size: int,
+    batch_size: int | None,
     on_done: Callable[[int], None] | None = None,
 ) -> list[float]:
     """Return the score of each sequence of token ids (at least one each), in their order, whatever the batch size.
 
-    The score is read at the last token that is not the config's pad token, as transformers' classifiers do. The
-    model is in eval mode meanwhile. `on_done` is called with the number of sequences scored so far.
+    Where `batch_size` is None, batches are bounded by their tokens. The score is read at the last token that is not the
+    config's pad token, as transformers' classifiers do. The model is in eval mode meanwhile. `on_done` is called with
+    the number of sequences scored so far.
     """
     import torch
 
@@ -137,7 +129,7 @@ def score_sequences(
     scores = [0.0] * len(sequences)
     done = 0
     with eval_mode(model):
-        for batch in longest_first([len(ids) for ids in sequences], batch_size):
+        for batch in to_read(model, [len(ids) for ids in sequences], batch_size):
             width = len(sequences[batch[0]])
             gaps = [width - len(sequences[i]) for i in batch]
             ids = [sequences[i] + [pad] * gap for i, gap in zip(batch, gaps, strict=True)]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from llmkit.planning.footprint import Footprint
 from llmkit.planning.hardware import Hardware
 from llmkit.planning.plan import Decision
 from llmkit.planning.size import ModelSize
 
 if TYPE_CHECKING:
     from llmkit.recipe.recipe import Recipe
+
+Trace = Callable[[str, str | None, str], Footprint | None]
+"""Counts what a model takes: data type of its weights, that of autocast (None: none), attention kernel."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,9 @@ class Case:
     recipe: Recipe
     hardware: Hardware
     size: ModelSize | None
+
+    trace: Trace | None = field(default=None, compare=False, repr=False)
+    """Looks at the model of this very `recipe` (dtype, autocast, attention): an edited recipe needs its own."""
 
     @cached_property
     def given(self) -> Mapping[str, Any]:

@@ -2,7 +2,7 @@
 
 `plan` is a pure function without torch. Each decision is one small function with its own reason; a decision that needs
 another asks for its value (`Case.value`), so that what the recipe sets counts everywhere. What neither the recipe nor
-the plan names is left to the libraries, e.g. `training.optim`, whose default is already the fused AdamW.
+the plan names is left to the libraries.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from llmkit.errors import RecipeError
-from llmkit.planning import batches, precision, sampling
-from llmkit.planning.case import Case
+from llmkit.planning import batches, filling, precision, sampling
+from llmkit.planning.case import Case, Trace
 from llmkit.planning.hardware import Hardware
 from llmkit.planning.plan import Decision, Plan
 from llmkit.planning.size import ModelSize
@@ -23,9 +23,12 @@ if TYPE_CHECKING:
     from llmkit.recipe.recipe import Recipe
 
 
-def plan(recipe: Recipe, hardware: Hardware, size: ModelSize | None) -> Plan:
-    """Decide what `recipe`, which `check` has accepted, leaves open for a model of `size` (None: unknown)."""
-    case = Case(recipe, hardware, size)
+def plan(recipe: Recipe, hardware: Hardware, size: ModelSize | None, trace: Trace | None = None) -> Plan:
+    """Decide what `recipe`, which `check` has accepted, leaves open for a model of `size` (None: unknown).
+
+    `trace` counts what the model takes; without it, its shape is guessed by its size.
+    """
+    case = Case(recipe, hardware, size, trace)
     decided = (*(decide(case) for decide in _DECISIONS), *_published(case))
     return Plan(hardware, size, tuple(d for d in decided if d is not None and d.key not in case.given))
 
@@ -66,6 +69,18 @@ def _use_cpu(case: Case) -> Decision | None:
     if case.hardware.kind != "cpu":
         return None
     return Decision("training.use_cpu", True, "TRL's configs refuse to run without a GPU unless this is set")
+
+
+def _optimizer(case: Case) -> Decision:
+    reason = "AdamW in one kernel for all weights, which changes nothing about the numbers; two moments in their dtype"
+    return Decision("training.optim", "adamw_torch_fused", reason)
+
+
+def _liger(case: Case) -> Decision | None:
+    if case.hardware.kind != "cuda":
+        return None
+    reason = "TRL 1.16 deprecates Liger, and its own Triton head already keeps the logits out of memory"
+    return Decision("training.use_liger_kernel", False, reason)
 
 
 # --- The adapter ---------------------------------------------------------------------------------------------------
@@ -164,6 +179,10 @@ _DECISIONS: tuple[Callable[[Case], Decision | None], ...] = (
     batches.checkpointing_kwargs,
     batches.batch_size,
     batches.accumulation_steps,
+    filling.sampling_strategy,
+    filling.packing,
+    _optimizer,
+    _liger,
     sampling.reference_model,
     sampling.kl_weight,
     sampling.vllm,

@@ -14,6 +14,7 @@ from llmkit.recipe import fields
 from llmkit.rewards.base import check_names
 
 if TYPE_CHECKING:
+    from llmkit.planning.plan import Plan
     from llmkit.recipe.recipe import Recipe
 
 # Trackers of transformers 5.23 whose package is imported under the same name.
@@ -141,6 +142,13 @@ def setting(recipe: Recipe, name: str) -> Any:
     known = fields.describe(recipe.method.config)
     default = known[name].default if name in known else None
     return recipe.training.kwargs().get(name, default)
+
+
+def planned(recipe: Recipe, the_plan: Plan, name: str) -> Any:
+    """Return a training field as the run will have it: the recipe's value, the planner's, or the library's default."""
+    if name in recipe.training.kwargs():
+        return recipe.training.kwargs()[name]
+    return the_plan.get(f"training.{name}", setting(recipe, name))
 
 
 def require_trackers(recipe: Recipe) -> None:

@@ -19,7 +19,7 @@ from llmkit.model.loading import load_stop_ids
 from llmkit.planning.plan import Plan
 from llmkit.recipe.recipe import Recipe
 from llmkit.rewards.base import score_part, total
-from llmkit.runs.pace import planned
+from llmkit.runs.checks import planned
 from llmkit.runs.probes import STAND_IN, golden_answers, prompt_text
 from llmkit.runs.reopen import Reopened
 

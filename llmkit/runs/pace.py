@@ -11,7 +11,7 @@ from llmkit.errors import SetupError
 from llmkit.model.generation import Continuation
 from llmkit.planning.plan import Plan
 from llmkit.recipe.recipe import Recipe
-from llmkit.runs.checks import is_adapter, setting
+from llmkit.runs.checks import is_adapter, planned
 from llmkit.runs.reopen import Reopened
 
 ENGINES = {"use_vllm": "vLLM", "use_transformers_continuous_batching": "continuous batching"}
@@ -43,13 +43,6 @@ class Pace:
     def hours(self) -> float:
         """Hours of training; loading, evaluation and export come on top."""
         return self.seconds * self.steps / 3600
-
-
-def planned(recipe: Recipe, the_plan: Plan, name: str) -> Any:
-    """Return a training field as the run will have it: the recipe's value, the planner's, or the library's default."""
-    if name in recipe.training.kwargs():
-        return recipe.training.kwargs()[name]
-    return the_plan.get(f"training.{name}", setting(recipe, name))
 
 
 def engine_of(recipe: Recipe, the_plan: Plan) -> str | None:

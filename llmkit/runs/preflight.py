@@ -20,6 +20,7 @@ from typing import Any
 from llmkit.data.splits import Row
 from llmkit.errors import DataError
 from llmkit.recipe.recipe import Recipe
+from llmkit.runs.checks import planned
 from llmkit.runs.drawing import (
     ENOUGH,
     Sampled,
@@ -33,7 +34,7 @@ from llmkit.runs.drawing import (
     score,
 )
 from llmkit.runs.folder import captured_logs, quiet_handler
-from llmkit.runs.pace import Pace, generation_batch, learning_seconds, pace_of, planned
+from llmkit.runs.pace import Pace, generation_batch, learning_seconds, pace_of
 from llmkit.runs.progress import Narrator
 from llmkit.runs.reopen import Reopened, open_model
 from llmkit.runs.workbench import require_rewards, spread_out, training_rows

@@ -22,6 +22,7 @@ from llmkit.data.store import digests
 from llmkit.data.templates import training_template
 from llmkit.errors import DataError
 from llmkit.methods.base import Job
+from llmkit.model.footprint import tracer
 from llmkit.model.loading import load_model, load_stop_ids, load_tokenizer, will_convert
 from llmkit.planning.hardware import Hardware, probe
 from llmkit.planning.plan import Plan
@@ -104,7 +105,7 @@ def plan(recipe: Recipe, hardware: Hardware | None = None) -> Plan:
     """Decide everything that the recipe leaves open, for `hardware` (default: this machine), with reasons."""
     # One process drives one device.
     hardware = hardware or replace(probe(recipe.hardware.device), count=1)
-    return make_plan(recipe, hardware, model_size(recipe.model.name, recipe.folder))
+    return make_plan(recipe, hardware, model_size(recipe.model.name, recipe.folder), tracer(recipe))
 
 
 def prepare(

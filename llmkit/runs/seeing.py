@@ -24,7 +24,9 @@ from llmkit.data.sources import format_of
 from llmkit.data.splits import Row
 from llmkit.data.store import Listed, Rows
 from llmkit.errors import DataError, RecipeError, did_you_mean
-from llmkit.runs.checks import setting
+from llmkit.planning.filling import GROUPED as CAN_GROUP
+from llmkit.planning.plan import Plan
+from llmkit.runs.checks import planned, setting
 from llmkit.runs.prepare import PreparedData, plan
 from llmkit.runs.spelling import Passage, visible
 
@@ -41,7 +43,9 @@ _NUMBERED = re.compile(r"\bmessage \d+")
 SPLITS: tuple[Literal["train", "eval"], ...] = ("train", "eval")
 SHUFFLED, GROUPED, PACKED, FLAT = "shuffled", "grouped by length", "packed", "without padding"
 SINGLE = (Shape.CONVERSATION, Shape.PROMPT_COMPLETION, Shape.TEXT)
-"""Shapes of one sequence: transformers groups by its length, and TRL packs nothing else."""
+"""Shapes of one sequence: TRL packs nothing else."""
+
+STRATEGY = "train_sampling_strategy"
 
 
 @dataclass(frozen=True)
@@ -174,7 +178,7 @@ def see(data: PreparedData, *, title: str, count: int = 6, source: str | None = 
     """
     recipe, splits = data.recipe, data.splits
     train, held_out = as_rows(splits.train), as_rows(splits.eval)
-    batch_size = _batch_size(recipe) if splits.shape != Shape.PROMPT else None
+    the_plan = plan(recipe) if splits.shape != Shape.PROMPT else None
     return Seen(
         title=title,
         model=recipe.model.name,
@@ -190,8 +194,8 @@ def see(data: PreparedData, *, title: str, count: int = 6, source: str | None = 
         histogram=tuple(counting.histogram(train.lengths)),
         lengths=counting.quantiles(train.lengths),
         trained=counting.quantiles(train.trained),
-        batch_size=batch_size,
-        batchings=tuple(_batchings(data, train, batch_size)) if batch_size else (),
+        batch_size=_batch_size(recipe, the_plan) if the_plan else None,
+        batchings=tuple(_batchings(data, train, the_plan)) if the_plan else (),
         shown=tuple(_chosen(data, train, held_out, count, source)),
         findings=tuple(sorted(data.findings, key=lambda found: found.severity != "error")),
     )
@@ -297,28 +301,25 @@ def _lost(data: PreparedData) -> Iterable[Lost]:
 # --- batches ---------------------------------------------------------------------------------------------------------
 
 
-def _batch_size(recipe: Recipe) -> int:
-    key = "per_device_train_batch_size"
-    given = recipe.training.kwargs().get(key)
-    return int(given if given is not None else plan(recipe)[f"training.{key}"])
-
-
-def _batchings(data: PreparedData, rows: Rows, batch_size: int) -> Iterable[Batching]:
-    """Yield the padding of batches as the recipe has them, and of those that it could have."""
+def _batchings(data: PreparedData, rows: Rows, the_plan: Plan) -> Iterable[Batching]:
+    """Yield the padding of batches as the run will have them, and of those that it could have."""
     recipe, shape, streamed = data.recipe, data.splits.shape, data.splits.stream is not None
+    batch_size = _batch_size(recipe, the_plan)
     shuffle = np.random.default_rng(int(setting(recipe, "seed"))).permutation(len(rows))
-    in_order = streamed or setting(recipe, "train_sampling_strategy") == "sequential"
+    in_order = streamed or planned(recipe, the_plan, STRATEGY) == "sequential"
     order = np.arange(len(rows)) if in_order else shuffle
     lengths, totals = rows.lengths, rows.totals
     sequences = 2 if shape == Shape.PREFERENCE else 1
-    here = _way(recipe, shape)
+    here = SHUFFLED if streamed else _way(recipe, shape, the_plan)
     share = counting.padding(lengths[order], totals[order], batch_size, sequences)
-    yield Batching("in their order" if in_order else SHUFFLED, share, "", here == SHUFFLED)
-    if shape not in SINGLE or streamed:
+    yield Batching("in their order" if in_order else SHUFFLED, share, f"{STRATEGY}: random", here == SHUFFLED)
+    if streamed or recipe.method.config not in CAN_GROUP:
         return
     by_length = shuffle[counting.grouped(lengths[shuffle], batch_size)]
-    share = counting.padding(lengths[by_length], totals[by_length], batch_size)
-    yield Batching(GROUPED, share, "train_sampling_strategy: group_by_length", here == GROUPED)
+    share = counting.padding(lengths[by_length], totals[by_length], batch_size, sequences)
+    yield Batching(GROUPED, share, f"{STRATEGY}: group_by_length", here == GROUPED)
+    if shape not in SINGLE:
+        return
     max_length = setting(recipe, "max_length")
     if max_length:
         full = pack(lengths, max_length).lengths
@@ -328,13 +329,17 @@ def _batchings(data: PreparedData, rows: Rows, batch_size: int) -> Iterable[Batc
         yield Batching(FLAT, 0.0, "padding_free: true", here=True)
 
 
-def _way(recipe: Recipe, shape: Shape) -> str:
-    """Return the name of the recipe's own way to make batches."""
+def _batch_size(recipe: Recipe, the_plan: Plan) -> int:
+    return int(planned(recipe, the_plan, "per_device_train_batch_size"))
+
+
+def _way(recipe: Recipe, shape: Shape, the_plan: Plan) -> str:
+    """Return the name of the run's own way to make batches."""
     if shape in SINGLE and setting(recipe, "packing"):
         return PACKED
     if shape in SINGLE and setting(recipe, "padding_free"):
         return FLAT
-    return GROUPED if setting(recipe, "train_sampling_strategy") == "group_by_length" else SHUFFLED
+    return GROUPED if planned(recipe, the_plan, STRATEGY) == "group_by_length" else SHUFFLED
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------

@@ -22,8 +22,8 @@ from llmkit.data.splits import Row
 from llmkit.errors import DataError, RecipeError
 from llmkit.recipe.recipe import Recipe
 from llmkit.rewards.base import Reward, score_part
-from llmkit.runs.checks import check
-from llmkit.runs.pace import completions_per_step, planned
+from llmkit.runs.checks import check, planned
+from llmkit.runs.pace import completions_per_step
 from llmkit.runs.prepare import plan, set_up_rewards
 from llmkit.runs.probes import ANOTHER, FOR_ALL, GOLDEN, PROBES, REPEATED, STAND_IN, Candidates, golden_answers, probes
 from llmkit.runs.progress import Bar, Narrator

@@ -41,5 +41,5 @@ def test_fields_are_checked(wrong):
 
 def test_defaults():
     spec = ExactMatch(type="exact_match")
-    assert (spec.max_new_tokens, spec.limit, spec.batch_size) == (256, None, 16)
+    assert (spec.max_new_tokens, spec.limit, spec.batch_size) == (256, None, None)
     assert spec.requires_rows()

@@ -49,14 +49,39 @@ def test_values_and_gradients_are_those_of_every_position(model: Any, temperatur
 def test_the_head_sees_the_labelled_positions_only(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from trl.trainer import utils
 
-    rows = []
-    real = utils._ChunkedLogProbFunction.apply
-    monkeypatch.setattr(utils._ChunkedLogProbFunction, "apply", lambda h, *a: rows.append(len(h)) or real(h, *a))
+    from llmkit.methods import _chunked_head
+
+    theirs, ours = [], []
+    for function, rows in ((utils._ChunkedLogProbFunction, theirs), (_chunked_head._LogProbs, ours)):
+        real = function.apply
+        monkeypatch.setattr(function, "apply", lambda h, *a, rows=rows, real=real: rows.append(len(h)) or real(h, *a))
     add_fused_lm_head(model)
     model(**batch(), fused_lm_head=True)
+    assert (theirs, ours) == ([3 * 9], [])
     score_trained_positions(model)
     model(**batch(), fused_lm_head=True)
-    assert rows == [3 * 9, 5 + 4]
+    assert (theirs, ours) == ([3 * 9], [5 + 4])
+
+
+@pytest.mark.parametrize("name", ["final_logit_softcapping", "logit_scale", "an adapter"])
+def test_a_head_that_is_more_than_a_matrix_is_left_to_trl(
+    model: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    from llmkit.methods import _chunked_head
+
+    monkeypatch.setattr(_chunked_head._LogProbs, "apply", lambda *_: pytest.fail("llmkit's head was taken"))
+    if name == "an adapter":
+        get_peft_model(model, LoraConfig(target_modules=["q_proj", "lm_head"], init_lora_weights=False))
+    else:
+        setattr(model.config, name, 0.5)
+    add_fused_lm_head(model, outputs=FIELDS)
+    expected, gradients = results(model)
+    score_trained_positions(model)
+    found, ours = results(model)
+    torch.testing.assert_close(found["log_probs"], expected["log_probs"])
+    assert len(ours) == len(gradients) > 0
 
 
 def test_a_batch_without_labels_gives_zeros_with_a_gradient(model: Any) -> None:

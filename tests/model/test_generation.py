@@ -9,6 +9,7 @@ from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_mo
 from transformers import GenerationConfig
 
 from llmkit.model import generation
+from llmkit.model.decoding import generation_config
 from llmkit.model.generation import generate, sample
 from llmkit.model.loading import stop_ids
 
@@ -174,7 +175,7 @@ def test_sampling_repeats_with_its_seed_only_and_is_from_the_whole_distribution(
     assert sample(1) == first
     assert sample(2) != first
     assert sample(1, temperature=1e-4) == generate(model, tokenizer, prompts, max_new_tokens=8, batch_size=4)
-    config = generation._config(generation._sampling(1.0), stop={2}, pad=0)
+    config = generation_config(generation._sampling(1.0), stop={2}, pad=0)
     assert (config.top_k, config.top_p, config.do_sample) == (0, 1.0, True)
 
 
@@ -229,10 +230,3 @@ def test_samples_of_one_prompt_differ_and_are_those_of_generate(model, tokenizer
     assert [c.text for c in found] == answers
     greedy = generate(model, tokenizer, ids, max_new_tokens=8, batch_size=3)
     assert [c.text for c in sample(model, tokenizer, ids, max_new_tokens=8, batch_size=3, top_k=1)] == greedy
-
-
-def test_batches_are_longest_first_and_of_one_length_where_asked():
-    lengths = [3, 7, 3, 5, 3, 7]
-    assert generation._batches(lengths, 4, equal=False) == [[1, 5, 3, 0], [2, 4]]
-    assert generation._batches(lengths, 2, equal=True) == [[1, 5], [3], [0, 2], [4]]
-    assert generation._batches([], 2, equal=True) == []

@@ -9,7 +9,7 @@ import pytest
 
 from llmkit.planning.case import Case
 from llmkit.planning.hardware import CATALOGUE, Hardware
-from llmkit.planning.memory import activation_bytes, state_bytes
+from llmkit.planning.memory import estimate, state_bytes
 from llmkit.planning.plan import Plan
 from llmkit.planning.planner import plan
 from llmkit.planning.reference import Reference, reference
@@ -134,14 +134,18 @@ def test_the_sampling_engine(
 
 def test_a_pair_is_two_sequences() -> None:
     def kept(config: str) -> int:
-        return activation_bytes(Case(recipe(config), CPU, BILLION), 2, checkpointed=False)
+        found = estimate(Case(recipe(config), CPU, BILLION), 2, checkpointed=False)
+        assert found is not None
+        return found.parts["activations"]
 
     assert kept("DPOConfig") == kept("RewardConfig") == 2 * kept("SFTConfig") == 2 * kept("KTOConfig")
 
 
 def test_short_answers_take_little_memory() -> None:
     def kept(**training: Any) -> int:
-        return activation_bytes(Case(recipe("GRPOConfig", **training), CPU, BILLION), 16, checkpointed=False)
+        found = estimate(Case(recipe("GRPOConfig", **training), CPU, BILLION), 16, checkpointed=False)
+        assert found is not None
+        return found.parts["activations"]
 
     # 512 tokens of a prompt, and TRL's longest answer of 512 unless the recipe sets it.
     assert kept() == pytest.approx(2 * kept(max_completion_length=1), rel=0.01)

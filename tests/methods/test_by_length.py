@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from llmkit.methods._by_length import GroupsByLength, longest
+from llmkit.runs.prepare import prepare
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"input_ids": [[1, 2], [1]], "labels": [[1, 2], [1]]}, [2, 1]),
+        ({"prompt_ids": [[1], [1, 2]], "chosen_ids": [[1, 2], [1]], "rejected_ids": [[1], [1, 2, 3]]}, [3, 5]),
+        ({"chosen_ids": [[1, 2], [1]], "rejected_ids": [[1], [1, 2, 3]]}, [2, 3]),  # a reward model's pairs
+        ({"chosen_input_ids": [[1, 2], [1]], "rejected_input_ids": [[1], [1, 2, 3]]}, [2, 3]),  # ORPO's and CPO's
+    ],
+)
+def test_the_longest_sequence_of_each_row(columns: dict[str, Any], expected: list[int]) -> None:
+    assert longest(Dataset.from_dict(columns)).tolist() == expected
+    assert longest(Dataset.from_dict(columns).select([1, 0])).tolist() == expected[::-1]
+
+
+def rows(count: int) -> list[dict[str, Any]]:
+    turns = [("ab " * (1 + 7 * i % 23), "cd " * (1 + 5 * i % 11)) for i in range(count)]
+    return [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]} for q, a in turns]
+
+
+def test_batches_are_those_of_transformers_own_sampler_and_hardly_padded(recipe: Any, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows(48)), encoding="utf-8")
+    sources = f"data.train=[{{path: {path}, format: messages}}]"
+    size = "training.per_device_train_batch_size=4"
+    trainer = prepare(recipe(sources, "data.eval=null", size), output_dir=tmp_path / "out").trainer
+    assert isinstance(trainer, GroupsByLength)
+    assert trainer.args.train_sampling_strategy == "group_by_length", "the planner's choice"
+    lengths = longest(trainer.train_dataset).tolist()
+    sampler = trainer._get_train_sampler()
+    assert isinstance(sampler, LengthGroupedSampler)
+    assert (sampler.batch_size, list(sampler.lengths)) == (4, lengths)
+    order = list(sampler)
+    assert sorted(order) == list(range(48)), "each row once"
+    batches = [order[start : start + 4] for start in range(0, 48, 4)]
+    computed = sum(4 * max(lengths[i] for i in batch) for batch in batches)
+    unsorted = sum(4 * max(lengths[start : start + 4]) for start in range(0, 48, 4))
+    assert computed - sum(lengths) < (unsorted - sum(lengths)) / 2
