@@ -358,7 +358,9 @@ def generate(
     overrides: Overrides = None,
     temperature: Annotated[float, typer.Option(help="0 answers greedily.")] = 0.0,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
-    batch_size: Annotated[int, typer.Option(help="Prompts answered at once.")] = 16,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Prompts answered at once; default: by their lengths.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
 ) -> None:
     """Answer a file of prompts: JSONL in, JSONL out, in that order."""

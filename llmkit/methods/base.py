@@ -39,12 +39,13 @@ class Job:
     """Whether the model already carries the adapter that training continues from."""
 
     def training_kwargs(self) -> dict[str, Any]:
-        """Return the keyword arguments of the TRL config: the planner's values, then the recipe's over them."""
-        return {
-            **self.plan.section("training"),
-            **self.recipe.training.kwargs(),
-            "output_dir": str(self.output_dir),
-        }
+        """Return the keyword arguments of the TRL config: the planner's values, then the recipe's over them.
+
+        Without those on compiling: transformers would compile the model as a whole (see `model/compiling.py`).
+        """
+        given = {**self.plan.section("training"), **self.recipe.training.kwargs()}
+        kept = {name: value for name, value in given.items() if not name.startswith("torch_compile")}
+        return {**kept, "output_dir": str(self.output_dir)}
 
     @staticmethod
     def token_dataset(rows: Sequence[Row]) -> Dataset:

@@ -41,12 +41,21 @@ def compile_layers(model: Any, *, backend: str = "inductor", mode: str | None = 
             "compiling layers for a CPU needs a C++ compiler, and there is none here",
             remedy="Install g++ (or set CXX), or leave out `training.torch_compile`.",
         )
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
+    _keep_artefacts()
     for layer in layers:
         compiled = torch.compile(layer._call_impl, backend=backend, mode=mode, dynamic=True)
         # What `Module.compile` sets. It is no part of the state, and copies of the module are made without it.
         layer._compiled_call_impl = _only_in_training(layer, compiled)
     return len(layers)
+
+
+def _keep_artefacts() -> None:
+    """Have inductor keep what it compiles in llmkit's cache, unless somebody has chosen another place."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    # Merely importing parts of inductor sets the variable to torch's own place, which is a temporary folder.
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR") in (None, default_cache_dir()):
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder() / "compiled")
 
 
 def uncompile(model: Any) -> None:

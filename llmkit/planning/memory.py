@@ -40,6 +40,15 @@ PROCESS = 600 * 2**20
 TRL, bitsandbytes and datasets with tokenized rows. Measured by `benchmarks/memory.py` (593 MiB, of which 150 MiB are
 pages of library files). On a GPU this is in the host's memory, and the device's own context is left to `USABLE`."""
 
+HOLES = 0.2
+"""Free bytes between what is kept for the backward pass, on a CPU: blocks that were freed while the layers were computed
+and fit nothing that came after. Measured with `mallinfo2` at the LM head of SmolLM2-135M: 17 to 30% with full training,
+LoRA, nf4, int8 and DPO, where glibc's caches of small chunks are off (`benchmarks/memory.py`); 30 to 75% with them."""
+
+_MAPPED = 2**25
+"""Bytes from which on glibc maps a block by itself, and gives it back at once, whatever it has learnt of other blocks
+(`DEFAULT_MMAP_THRESHOLD_MAX`, malloc(3)); smaller ones come from the heap, which keeps them."""
+
 READ_TOKENS, ANSWERED_ROWS, ANSWERS_ROOM = 2048, 64, 2**29
 """Batches of evaluations whose size is left open: tokens that are scored at once, prompts that are answered at once,
 and least bytes of their keys and values (`llmkit.model.batches`, `llmkit.model.decoding`)."""
@@ -242,7 +251,7 @@ class _Account:
         return self._completions() * self.length * self.model.cache * self.width * (1 + 1 / self.model.layers)
 
     def _workspace(self) -> float:
-        """Return the bytes of buffers: unpacked weights, gathered or sent ones, and the optimizer's temporaries."""
+        """Return the bytes of buffers: unpacked weights, gathered or sent ones, temporaries, holes in the heap."""
         model, case = self.model, self.case
         unpacked = model.unpacked * self._computing() if model.packed else 0
         # The file that packed weights were read from stays mapped as long as one of its other weights is used.
@@ -256,7 +265,8 @@ class _Account:
             width=self.width,
             gradient_width=model.trained_bytes,
         )
-        return unpacked + mapped + temporaries + buffers
+        holes = HOLES * self._activations() if self.on_cpu else 0.0
+        return unpacked + mapped + temporaries + buffers + holes
 
     def peaks(self, parts: Mapping[str, int]) -> dict[str, int]:
         weights = parts["process"] + sum(parts[name] for name in ("weights", "quantized_weights", "adapter"))
@@ -276,10 +286,19 @@ class _Account:
         Gradients of earlier batches are there from the start; those of the batch itself come as its activations go.
         """
         kept = parts["activations"] - (self._layer() if self.checkpointed else 0.0)
-        forward = kept + max(parts["logits"], self._layer() if self._recomputes() else 0.0)
+        above = max(parts["logits"], self._layer() if self._recomputes() else 0.0, self._embeddings_gradient())
         if batches_per_step(self.case, self.batch) > 1:
-            return forward + parts["gradients"] + parts["workspace"]
-        return max(forward, parts["gradients"]) + parts["workspace"]
+            return kept + above + parts["gradients"] + parts["workspace"]
+        return max(kept + above, parts["gradients"]) + parts["workspace"]
+
+    def _embeddings_gradient(self) -> float:
+        """Return the bytes of the last gradient on a CPU: that of the embeddings, which may be the head's as well.
+
+        The heap keeps what the activations were in, so large blocks, which glibc maps one by one, come on top: both
+        gradients of the one matrix, and their sum.
+        """
+        size = self.model.largest * self.model.trained_bytes
+        return 3.0 * size if self.on_cpu and self.case.full and size >= _MAPPED else 0.0
 
     def _recomputes(self) -> bool:
         # Without the logits of a whole batch, the gradients of a layer are the largest thing beside what is kept.

@@ -25,7 +25,7 @@ def answer_file(
     *,
     temperature: float,
     max_new_tokens: int,
-    batch_size: int,
+    batch_size: int | None,
     seed: int,
     narrator: Narrator,
 ) -> int:

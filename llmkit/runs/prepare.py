@@ -150,9 +150,11 @@ def prepare(
         keep_samples=keep_samples,
         adapted=is_adapter(recipe),
     )
+    from llmkit.runs.compiling import compiled  # it takes what is prepared here
+
     trainer = recipe.method.build_trainer(job)
     _quiet(trainer)
-    return Prepared(recipe, the_plan, tokenizer, splits, data.ledger, data.findings, trainer)
+    return compiled(Prepared(recipe, the_plan, tokenizer, splits, data.ledger, data.findings, trainer))
 
 
 @dataclass(frozen=True)

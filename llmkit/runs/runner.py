@@ -163,7 +163,12 @@ def _record(folder: RunFolder, recipe: Recipe, the_plan: Plan) -> None:
 
 
 def _record_inputs(folder: RunFolder, prepared: Prepared, resume: bool) -> None:
-    """Write what was read: the ledger of the rows, what the audit found, hashes of tokenizer, template and weights."""
+    """Write what was read: the ledger of the rows, what the audit found, hashes of tokenizer, template and weights.
+
+    The plan is written again: some of it is decided only when the rows are known.
+    """
+    folder.write_text("resolved.yaml", resolved_yaml(prepared.recipe, prepared.plan))
+    folder.write_json("plan.json", prepared.plan.to_dict())
     hashes = row_hashes(prepared.splits)
     if resume:
         require_same_rows(folder, hashes)

@@ -111,6 +111,20 @@ def test_evaluation_and_generation_compile_nothing(model: Any) -> None:
     assert graphs() == first
 
 
+@pytest.mark.parametrize("chosen", ["nothing", "torch's own", "another place"])
+def test_what_is_compiled_is_kept_in_llmkits_cache(
+    model: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, chosen: str
+) -> None:
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    monkeypatch.setenv("LLMKIT_CACHE", str(tmp_path))
+    if chosen != "nothing":
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", default_cache_dir() if chosen == "torch's own" else "/elsewhere")
+    compile_layers(model, backend=EAGER)
+    kept = "/elsewhere" if chosen == "another place" else str(tmp_path / "compiled")
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == kept
+
+
 def test_without_a_compiler_it_is_refused(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "compiler", lambda: None)
     with pytest.raises(SetupError, match="needs a C\\+\\+ compiler") as caught:
