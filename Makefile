@@ -4,7 +4,7 @@ VENV   ?= .venv
 PIP    := $(VENV)/bin/python -m pip --disable-pip-version-check
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: quickstart test check bench bench-data install dev clean
+.PHONY: quickstart test check bench bench-data bench-speed bench-scaling bench-memory install dev clean
 
 quickstart: $(VENV)/.demo
 	$(VENV)/bin/llmkit run recipes/quickstart.yaml
@@ -29,6 +29,18 @@ bench: $(VENV)/.dev $(VENV)/.demo
 # Ten minutes on two quiet cores.
 bench-data: $(VENV)/.dev $(VENV)/.demo
 	$(VENV)/bin/python benchmarks/data_preparation.py
+
+# Half an hour on two quiet cores.
+bench-speed: $(VENV)/.dev $(VENV)/.demo
+	$(VENV)/bin/python benchmarks/speed.py --profile
+
+# Ten minutes on two quiet cores.
+bench-scaling: $(VENV)/.dev $(VENV)/.demo
+	$(VENV)/bin/python benchmarks/scaling.py
+
+# A quarter of an hour; other load changes nothing about bytes.
+bench-memory: $(VENV)/.dev $(VENV)/.demo
+	$(VENV)/bin/python benchmarks/memory.py
 
 install: $(VENV)/.installed
 dev: $(VENV)/.dev

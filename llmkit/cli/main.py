@@ -36,8 +36,14 @@ Overrides = Annotated[
 ]
 
 
+LEAN_HEAP = "glibc.malloc.mxfast=0:glibc.malloc.tcache_count=0"
+"""Has glibc join small chunks with their neighbours when they are freed, at once."""
+
+
 def main() -> None:
     """Run the command line; llmkit's own errors end it with a sentence and their exit code."""
+    if sys.argv[1:2] == ["run"]:
+        _keep_heap_whole()
     # Set before torch starts its threads: spinning ones make each other several times slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # pydantic would search every installed package for plugins, which takes as long as reading a recipe.
@@ -55,6 +61,22 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _keep_heap_whole() -> None:
+    """Start anew with `LEAN_HEAP`, which counts only when a process starts: on Linux with glibc, without a GPU.
+
+    Small chunks that are kept for reuse leave holes between tensors on a CPU: 30 to 75% of the activations instead of
+    17 to 30%. Whoever has set glibc's tunables is left alone.
+    """
+    has_gpu = any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd"))
+    if not sys.platform.startswith("linux") or "GLIBC_TUNABLES" in os.environ or has_gpu:
+        return
+    import platform
+
+    if platform.libc_ver()[0] == "glibc":
+        os.environ["GLIBC_TUNABLES"] = LEAN_HEAP
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _print_error(error: LlmkitError) -> None:

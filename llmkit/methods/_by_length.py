@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import RewardTrainer
@@ -37,6 +38,13 @@ class GroupsByLength(_Trainer):
             return super()._get_train_sampler(train_dataset)
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return LengthGroupedSampler(size, lengths=longest(rows).tolist())
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(eval_dataset, Dataset):
+            return super()._get_eval_sampler(eval_dataset)
+        # A generator of its own: evaluating while training draws nothing from the run's random state.
+        own = torch.Generator().manual_seed(self.args.seed)
+        return LengthGroupedSampler(self.args.eval_batch_size, lengths=longest(eval_dataset).tolist(), generator=own)
 
 
 class GroupedRewardTrainer(GroupsByLength, RewardTrainer):

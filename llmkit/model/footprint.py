@@ -120,9 +120,9 @@ def _of_gguf(file: Path, source: ModelSource) -> _Found:
 @cache
 def _converted_place(file: Path, state: tuple[int, int]) -> Path:
     """Return the place of a GGUF file's copy; its content is hashed once for each `state` (size and time)."""
-    from llmkit.model.loading import _place_of
+    from llmkit.model.loading import converted_place
 
-    return _place_of(file)
+    return converted_place(file)
 
 
 def _of_hub(source: ModelSource, revision: str | None) -> _Found | None:

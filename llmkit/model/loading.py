@@ -186,17 +186,17 @@ def loadable(source: ModelSource) -> str:
 def will_convert(recipe: Recipe) -> bool:
     """Whether loading the model of `recipe` first converts a GGUF file, which takes a minute and is done once."""
     source = locate(recipe.model, recipe.folder)
-    return source.kind == "gguf" and not (_place_of(Path(source.path)) / "config.json").is_file()
+    return source.kind == "gguf" and not (converted_place(Path(source.path)) / "config.json").is_file()
 
 
-def _place_of(gguf: Path) -> Path:
+def converted_place(gguf: Path) -> Path:
     """Return where the safetensors copy of a GGUF file belongs: named by its content, it can't go stale."""
     return cache_folder() / "models" / f"{gguf.stem}-{file_hash(gguf)[:16]}"
 
 
 def _converted(gguf: Path) -> Path:
     """Return the safetensors folder made from a GGUF file, converting it if that has not been done."""
-    target = _place_of(gguf)
+    target = converted_place(gguf)
     if not (target / "config.json").is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as scratch:

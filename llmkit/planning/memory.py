@@ -41,9 +41,11 @@ TRL, bitsandbytes and datasets with tokenized rows. Measured by `benchmarks/memo
 pages of library files). On a GPU this is in the host's memory, and the device's own context is left to `USABLE`."""
 
 HOLES = 0.2
-"""Free bytes between what is kept for the backward pass, on a CPU: blocks that were freed while the layers were computed
-and fit nothing that came after. Measured with `mallinfo2` at the LM head of SmolLM2-135M: 17 to 30% with full training,
-LoRA, nf4, int8 and DPO, where glibc's caches of small chunks are off (`benchmarks/memory.py`); 30 to 75% with them."""
+"""Free bytes between what is kept for the backward pass, as a share of it, on a CPU: blocks that were freed while the
+layers were computed, and that fit nothing that came after.
+
+Measured with `mallinfo2` at the LM head of SmolLM2-135M: 0.17 to 0.3 with full training, LoRA, nf4 and DPO, where
+glibc's caches of small chunks are off (`benchmarks/memory.py`); 0.3 to 0.75 with them."""
 
 _MAPPED = 2**25
 """Bytes from which on glibc maps a block by itself, and gives it back at once, whatever it has learnt of other blocks

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from llmkit.model.footprint import tracer
 from llmkit.planning.batches import accumulation_steps
 from llmkit.planning.case import Case
 from llmkit.planning.edits import Edit, Planned, ranked, room
@@ -23,7 +23,6 @@ from llmkit.runs.data_report import bar
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from llmkit.planning.case import Trace
     from llmkit.planning.hardware import Hardware
     from llmkit.planning.plan import Plan
     from llmkit.recipe.recipe import Recipe
@@ -114,13 +113,6 @@ def look(recipe: Recipe, the_plan: Plan, title: str) -> Outlook:
         ways=tuple(_ways(planned)),
         edits=ranked(case, tracer),
     )
-
-
-def tracer(recipe: Recipe) -> Trace:
-    """Return what looks at the model of `recipe`, by data type, autocast and attention."""
-    from llmkit.model.footprint import trace
-
-    return partial(trace, recipe)
 
 
 def _ways(planned: Planned) -> Iterator[Way]:

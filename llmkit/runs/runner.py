@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from llmkit.errors import DataError, RecipeError, RunError, SetupError
 from llmkit.evaluation.base import Score
 from llmkit.exports.adapter import check_adapter
 from llmkit.exports.base import Exported, Trained
+from llmkit.model.loading import loadable, will_convert
+from llmkit.model.sources import locate
 from llmkit.planning.plan import Plan
 from llmkit.recipe.places import file_hash, text_hash
 from llmkit.recipe.recipe import Recipe
@@ -84,14 +87,15 @@ def run(
         with _nothing_left_behind(folder, resume):
             _record(folder, recipe, the_plan)
             narrator.say(f"{folder.path}: {the_plan.hardware.summary}")
-            prepared = prepare(
-                recipe,
-                output_dir=folder.checkpoints,
-                plan_=the_plan,
-                callbacks=(progress,),
-                narrator=narrator,
-                keep_samples=_sample_keeper(folder, narrator if watch else None),
-            )
+            with _weights_hashed_beside(recipe):
+                prepared = prepare(
+                    recipe,
+                    output_dir=folder.checkpoints,
+                    plan_=the_plan,
+                    callbacks=(progress,),
+                    narrator=narrator,
+                    keep_samples=_sample_keeper(folder, narrator if watch else None),
+                )
             _record_inputs(folder, prepared, resume)
             base = _score(prepared, "base", narrator)
         return _train_and_judge(prepared, base, folder, resume, narrator, began)
@@ -106,6 +110,21 @@ def _sample_keeper(folder: RunFolder, narrator: Narrator | None) -> Callable[[Se
             narrator.show_samples(samples)
 
     return keep
+
+
+@contextmanager
+def _weights_hashed_beside(recipe: Recipe) -> Iterator[None]:
+    """Hash the weights' files on another core meanwhile: seconds for each gigabyte, and `file_hash` remembers."""
+
+    def hash_them() -> None:
+        folder = Path(loadable(locate(recipe.model, recipe.folder)))
+        for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
+            file_hash(file)
+
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        if not will_convert(recipe):
+            beside.submit(hash_them)
+        yield
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import llmkit.cli.main as main_module
 from llmkit.recipe.schema import recipe_schema
 from llmkit.recipe.shipped import recipes_folder, shipped_recipes
 
@@ -69,6 +70,32 @@ for arguments in (["--help"], ["run", "--help"], ["recipes"], ["schema"], *(["va
 loaded = [name for name in heavy if name in sys.modules]
 print(f"\\n{codes}\\nloaded: {loaded}")
 """
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given", "starts_anew"),
+    [(["run", "x.yaml"], {}, True), (["run"], {"GLIBC_TUNABLES": "mine"}, False), (["validate", "x.yaml"], {}, False)],
+)
+def test_a_run_starts_anew_with_a_heap_without_holes(
+    arguments: list[str], given: dict[str, str], starts_anew: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GLIBC_TUNABLES", "OMP_WAIT_POLICY", "PYDANTIC_DISABLE_PLUGINS"):
+        monkeypatch.setenv(name, "")  # what is set from here on is undone
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("gc.set_threshold", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["llmkit", *arguments])
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "llmkit", *arguments])
+    monkeypatch.setattr(main_module, "app", lambda: None)
+    monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(Path, "exists", lambda _: False)
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda _, arguments: started.append(arguments))
+    main_module.main()
+    assert started == ([[sys.executable, "-m", "llmkit", *arguments]] if starts_anew else [])
+    assert os.environ.get("GLIBC_TUNABLES") == (main_module.LEAN_HEAP if starts_anew else given.get("GLIBC_TUNABLES"))
 
 
 def test_help_and_validate_import_none_of_the_heavy_libraries(tmp_path: Path) -> None:
