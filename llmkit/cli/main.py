@@ -70,7 +70,9 @@ def _keep_heap_whole() -> None:
     17 to 30%. Whoever has set glibc's tunables is left alone.
     """
     has_gpu = any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd"))
-    if not sys.platform.startswith("linux") or "GLIBC_TUNABLES" in os.environ or has_gpu:
+    # Where another program calls `main`, it is not llmkit's to start anew.
+    own = sys.orig_argv[-len(sys.argv) + 1 :] == sys.argv[1:]
+    if not own or not sys.platform.startswith("linux") or "GLIBC_TUNABLES" in os.environ or has_gpu:
         return
     import platform
 

@@ -73,11 +73,20 @@ print(f"\\n{codes}\\nloaded: {loaded}")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "given", "starts_anew"),
-    [(["run", "x.yaml"], {}, True), (["run"], {"GLIBC_TUNABLES": "mine"}, False), (["validate", "x.yaml"], {}, False)],
+    ("arguments", "given", "process", "starts_anew"),
+    [
+        (["run", "x.yaml"], {}, ["python", "-m", "llmkit", "run", "x.yaml"], True),
+        (["run", "x.yaml"], {"GLIBC_TUNABLES": "mine"}, ["python", "-m", "llmkit", "run", "x.yaml"], False),
+        (["run", "x.yaml"], {}, ["python", "-m", "pytest"], False),
+        (["validate", "x.yaml"], {}, ["python", "-m", "llmkit", "validate", "x.yaml"], False),
+    ],
 )
 def test_a_run_starts_anew_with_a_heap_without_holes(
-    arguments: list[str], given: dict[str, str], starts_anew: bool, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    given: dict[str, str],
+    process: list[str],
+    starts_anew: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("GLIBC_TUNABLES", "OMP_WAIT_POLICY", "PYDANTIC_DISABLE_PLUGINS"):
         monkeypatch.setenv(name, "")  # what is set from here on is undone
@@ -86,7 +95,7 @@ def test_a_run_starts_anew_with_a_heap_without_holes(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("gc.set_threshold", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["llmkit", *arguments])
-    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "llmkit", *arguments])
+    monkeypatch.setattr(sys, "orig_argv", process)
     monkeypatch.setattr(main_module, "app", lambda: None)
     monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.36"))
     monkeypatch.setattr(sys, "platform", "linux")
@@ -94,7 +103,7 @@ def test_a_run_starts_anew_with_a_heap_without_holes(
     started: list[list[str]] = []
     monkeypatch.setattr(os, "execv", lambda _, arguments: started.append(arguments))
     main_module.main()
-    assert started == ([[sys.executable, "-m", "llmkit", *arguments]] if starts_anew else [])
+    assert started == ([[sys.executable, *process[1:]]] if starts_anew else [])
     assert os.environ.get("GLIBC_TUNABLES") == (main_module.LEAN_HEAP if starts_anew else given.get("GLIBC_TUNABLES"))
 
 
