@@ -20,9 +20,32 @@ def dtype(case: Case) -> Decision:
     return Decision(key, "float32", "no bf16 units on this CPU: bf16 matmuls are 3 to 4 times slower than fp32 here")
 
 
+WITHOUT_SDPA = frozenset(
+    [
+        "deepseek_v4",
+        "flint",
+        "gemma2",
+        "gemma4",
+        "gemma4_text",
+        "got_ocr2",
+        "gpt_oss",
+        "granite_swa",
+        "granitemoe_swa",
+        "hy_v4",
+        "inkling2_text",
+        "mimo_v2_flash",
+        "vaultgemma",
+    ]
+)
+"""Architectures that transformers 5.23 refuses to run with torch's fused attention: it knows no caps and no sinks."""
+
+
 def attention(case: Case) -> Decision:
     """Decide on the attention kernel."""
     key, hardware = "model.attn_implementation", case.hardware
+    flash = hardware.attention[0].startswith("flash") and case.value(dtype) != "float32"
+    if case.size is not None and case.size.family in WITHOUT_SDPA and not flash:
+        return Decision(key, "eager", f"transformers has no fused attention for {case.size.family}")
     if hardware.kind != "cuda":
         return Decision(key, "sdpa", "torch's own fused attention, the kernel that every device has")
     if case.value(dtype) == "float32":

@@ -9,8 +9,10 @@ import mmap
 import re
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from llmkit.planning.known import known_config
 
 # A number, or `8x7`, before B (10^9) or M (10^6), standing alone between separators: neither `A3B` (the active share
 # of a mixture) nor `4bit` nor `8K` is a size.
@@ -34,6 +36,9 @@ class ModelSize:
     source: str
     """Where the number is from, e.g. `by its name`."""
 
+    family: str | None = field(default=None, compare=False)
+    """Its architecture by transformers' `model_type`, where that is known without loading anything."""
+
 
 def model_size(name: str, folder: Path) -> ModelSize | None:
     """Return the size of the model that a recipe in `folder` calls `name`, or None if it can't be told.
@@ -45,7 +50,15 @@ def model_size(name: str, folder: Path) -> ModelSize | None:
     if name.startswith("package:"):
         home = _package_folder(name.removeprefix("package:"))
         return _size_of_path(home, name) if home else None
-    return _size_of_path(folder / Path(name).expanduser(), name)
+    path = folder / Path(name).expanduser()
+    size = _size_of_path(path, name)
+    return size and replace(size, family=size.family or _family(path, name))
+
+
+def _family(path: Path, name: str) -> str | None:
+    config = path / "config.json"
+    known = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else known_config(name)
+    return known.get("model_type") if known else None
 
 
 def _size_of_path(path: Path, name: str) -> ModelSize | None:
@@ -75,7 +88,7 @@ def _size_of_base(adapter: Path) -> ModelSize | None:
     if not base or (Path(base) / "adapter_config.json").is_file():
         return None
     size = model_size(base, Path())
-    return size and ModelSize(size.parameters, size.exact, f"its base: {size.source}")
+    return size and replace(size, source=f"its base: {size.source}")
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from llmkit.planning.hardware import CATALOGUE, GIB, Hardware
 from llmkit.planning.memory import estimate, state_bytes
 from llmkit.planning.plan import Plan
 from llmkit.planning.planner import check, plan
+from llmkit.planning.precision import WITHOUT_SDPA
 from llmkit.planning.size import ModelSize
 from llmkit.recipe import fields
 from llmkit.recipe.recipe import Recipe
@@ -410,6 +412,37 @@ def test_kto_never_gets_a_batch_of_one() -> None:
     assert decided["training.per_device_train_batch_size"] == 2
 
 
+@pytest.mark.parametrize(
+    ("family", "hardware", "setup", "expected"),
+    [
+        ("gemma2", CPU, "lora", "eager"),
+        ("gemma2", RTX4090, "lora", "eager"),
+        ("gemma2", FLASH, "lora", "flash_attention_2"),
+        ("gemma2", FLASH, "full", "eager"),  # float32
+        ("llama", CPU, "lora", "sdpa"),
+        (None, CPU, "lora", "sdpa"),
+    ],
+)
+def test_models_without_fused_attention(family: str | None, hardware: Hardware, setup: str, expected: str) -> None:
+    size = replace(billions(2), family=family)
+    assert decide(setup, hardware, size)["model.attn_implementation"] == expected
+
+
+def test_the_list_of_models_without_fused_attention_is_that_of_the_installed_transformers() -> None:
+    import transformers
+    from transformers.models.auto.configuration_auto import model_type_to_module_name
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    models = Path(transformers.__file__).parent / "models"
+    found = {
+        family
+        for family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        for file in (models / model_type_to_module_name(family)).glob("modeling_*.py")
+        if "_supports_sdpa = False" in file.read_text(encoding="utf-8")
+    }
+    assert found == WITHOUT_SDPA
+
+
 # --- the plan itself ------------------------------------------------------------------------------------------------
 
 
@@ -431,7 +464,7 @@ def test_plan_is_json() -> None:
     again = json.loads(json.dumps(decided.to_dict()))
     assert again == decided.to_dict()
     assert again["hardware"]["memory_bytes"] == 80 * GIB
-    assert again["size"] == {"parameters": 7_000_000_000, "exact": False, "source": "by its name"}
+    assert again["size"] == {"parameters": 7_000_000_000, "exact": False, "source": "by its name", "family": None}
     assert {"key", "value", "reason"} == set(again["decisions"][0])
     assert decide("full", CPU).to_dict()["size"] is None
 

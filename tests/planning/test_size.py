@@ -56,6 +56,19 @@ def test_unknown_names(name: str, tmp_path: Path) -> None:
     assert model_size(name, tmp_path) is None
 
 
+def test_the_family_is_read_from_the_config_or_known_by_name(tmp_path: Path) -> None:
+    _safetensors(tmp_path / "m" / "model.safetensors", {"a": [3, 4]})
+    assert model_size("m", tmp_path).family is None  # type: ignore[union-attr]
+    (tmp_path / "m" / "config.json").write_text('{"model_type": "gemma2"}', encoding="utf-8")
+    assert model_size("m", tmp_path).family == "gemma2"  # type: ignore[union-attr]
+    (tmp_path / "tuned").mkdir()
+    base = {"base_model_name_or_path": str(tmp_path / "m")}
+    (tmp_path / "tuned" / "adapter_config.json").write_text(json.dumps(base), encoding="utf-8")
+    assert model_size("tuned", tmp_path).family == "gemma2"  # type: ignore[union-attr]
+    assert model_size("google/gemma-2-9b-it", tmp_path).family == "gemma2"  # type: ignore[union-attr]
+    assert model_size("someone/llama-7b-like", tmp_path).family is None  # type: ignore[union-attr]
+
+
 def test_local_folder_is_counted_and_relative_to_the_recipe(tmp_path: Path) -> None:
     _safetensors(tmp_path / "m-7B" / "model.safetensors", {"a": [3, 4], "b": [5], "scalar": []})
     size = ModelSize(18, exact=True, source="1 safetensors file")
