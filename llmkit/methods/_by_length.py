@@ -29,6 +29,22 @@ SIDES = (
 """Columns of tokens that make one sequence, as the trainers name them."""
 
 
+class ByEpoch(LengthGroupedSampler):
+    """transformers' sampler, with an order that depends on the seed and the epoch alone.
+
+    Its own draws from the run's random state, which a resumed run restores only after the first batches are taken: it
+    would go on in another order, with some rows twice and some never.
+    """
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator().manual_seed(seed))
+        self._seed = seed
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the order of an epoch; accelerate's loader says which one it is."""
+        self.generator.manual_seed(self._seed + epoch)
+
+
 class GroupsByLength(_Trainer):
     """Mixin over a trainer of tokenized rows: `train_sampling_strategy: group_by_length` takes no time to set up."""
 
@@ -37,14 +53,15 @@ class GroupsByLength(_Trainer):
         if self.args.train_sampling_strategy != "group_by_length" or not isinstance(rows, Dataset):
             return super()._get_train_sampler(train_dataset)
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthGroupedSampler(size, lengths=longest(rows).tolist())
+        return ByEpoch(size, longest(rows).tolist(), self._order_seed())
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         if self.args.train_sampling_strategy != "group_by_length" or not isinstance(eval_dataset, Dataset):
             return super()._get_eval_sampler(eval_dataset)
-        # A generator of its own: evaluating while training draws nothing from the run's random state.
-        own = torch.Generator().manual_seed(self.args.seed)
-        return LengthGroupedSampler(self.args.eval_batch_size, lengths=longest(eval_dataset).tolist(), generator=own)
+        return ByEpoch(self.args.eval_batch_size, longest(eval_dataset).tolist(), self._order_seed())
+
+    def _order_seed(self) -> int:
+        return int(self.args.seed if self.args.data_seed is None else self.args.data_seed)
 
 
 class GroupedRewardTrainer(GroupsByLength, RewardTrainer):

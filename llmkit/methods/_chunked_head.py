@@ -82,24 +82,31 @@ class _Head:
                 logits_nV /= self.temperature
             yield _distribution(rows, logits_nV, targets_N[rows], extras)
 
+    @staticmethod
+    def toward_targets(chunk: _Chunk) -> _Chunk:
+        """Make of the numerators, in place, those of p - 1[target]: what the gradients by the logits are.
+
+        Before they are rounded to 16 bits: after a product, the two would cancel where a token is nearly certain.
+        """
+        chunk.exps.scatter_add_(-1, chunk.targets_n[:, None], -chunk.sum_n[:, None])
+        return chunk
+
     def gradient_of_hidden(self, chunk: _Chunk) -> torch.Tensor:
-        """Return d nll / d hidden, (n, H), in float32 (or float64)."""
-        # (p - 1[target]) @ W, with the division and the target's word taken out of the large product.
-        mean_nH = (chunk.exps.to(self.back) @ self.weight_VH.to(self.back)).to(chunk.exps.dtype)
-        targets_nH = self.weight_VH[chunk.targets_n].to(mean_nH.dtype)
-        return (mean_nH / chunk.sum_n[:, None] - targets_nH) / self.temperature
+        """Return d nll / d hidden, (n, H), in float32 (or float64), of a chunk `toward_targets`."""
+        # (p - 1[target]) @ W, with the division taken out of the large product.
+        found_nH = (chunk.exps.to(self.back) @ self.weight_VH.to(self.back)).to(chunk.exps.dtype)
+        return found_nH / chunk.sum_n[:, None] / self.temperature
 
     def add_gradient_of_weight(
         self, gradient_VH: torch.Tensor, chunk: _Chunk, hidden_nH: torch.Tensor, factors_n: torch.Tensor
     ) -> None:
-        """Add sum(factor x d nll / d weight) to `gradient_VH`, which is float32 (or float64)."""
+        """Add sum(factor x d nll / d weight), of a chunk `toward_targets`, to `gradient_VH`: float32 (or float64)."""
         hidden_nH = hidden_nH.to(gradient_VH.dtype) * (factors_n / self.temperature)[:, None]
         scaled_nH = (hidden_nH / chunk.sum_n[:, None]).to(self.back)
         if self.back == gradient_VH.dtype:
             gradient_VH.addmm_(chunk.exps.t(), scaled_nH)
         else:
             gradient_VH += chunk.exps.to(self.back).t() @ scaled_nH
-        gradient_VH.index_add_(0, chunk.targets_n, -hidden_nH)
 
 
 def _distribution(rows: slice, logits_nV: torch.Tensor, targets_n: torch.Tensor, extras: Iterable[str]) -> _Chunk:
@@ -154,12 +161,13 @@ class _SumOfLosses(torch.autograd.Function):
         total = torch.zeros((), dtype=wide, device=hidden_NH.device)
         is_top1_N = torch.empty(len(targets_N), dtype=torch.bool, device=hidden_NH.device)
         hidden_needs, weight_needs, bias_needs = ctx.needs_input_grad[:3]
-        ctx.of_hidden = torch.empty_like(hidden_NH) if hidden_needs else None
+        # Wide: what is divided by the tokens of a step is too small for float16 until the loss is scaled.
+        ctx.of_hidden = torch.empty_like(hidden_NH, dtype=wide) if hidden_needs else None
         ctx.of_weight = torch.zeros_like(weight_VH, dtype=wide) if weight_needs else None
         ctx.of_bias = torch.zeros_like(bias_V, dtype=wide) if bias_needs else None  # type: ignore[arg-type]
         ctx.dtypes = hidden_NH.dtype, weight_VH.dtype, None if bias_V is None else bias_V.dtype
         with torch.autocast(hidden_NH.device.type, enabled=False):
-            for chunk in head.chunks(hidden_NH, targets_N):
+            for chunk in map(head.toward_targets, head.chunks(hidden_NH, targets_N)):
                 factors_n = factors_N[chunk.rows]
                 total += chunk.nll_n @ factors_n
                 is_top1_N[chunk.rows] = chunk.is_top1_n
@@ -169,7 +177,6 @@ class _SumOfLosses(torch.autograd.Function):
                     head.add_gradient_of_weight(ctx.of_weight, chunk, hidden_NH[chunk.rows], factors_n)
                 if ctx.of_bias is not None:
                     ctx.of_bias += (factors_n / chunk.sum_n) @ chunk.exps
-                    ctx.of_bias.index_add_(0, chunk.targets_n, -factors_n)
         ctx.mark_non_differentiable(is_top1_N)
         return total, is_top1_N
 
@@ -234,7 +241,7 @@ class _LogProbs(torch.autograd.Function):
                 for name, values_N in moments.items():
                     values_N[chunk.rows] = chunk.is_top1_n if name == "is_top1" else chunk.moments[name]
                 if of_hidden_NH is not None:
-                    of_hidden_NH[chunk.rows] = -head.gradient_of_hidden(chunk)
+                    of_hidden_NH[chunk.rows] = -head.gradient_of_hidden(head.toward_targets(chunk))
         found = tuple(moments.get(name) for name in EXTRAS)
         ctx.save_for_backward(hidden_NH, weight_VH, bias_V, targets_N, of_hidden_NH)
         ctx.mark_non_differentiable(*(values for values in found[1:] if values is not None))

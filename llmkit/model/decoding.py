@@ -27,6 +27,9 @@ ROWS = 64
 LEAST_ROOM = 2**29
 """Bytes of keys and values that a batch whose size is left open may have with any model."""
 
+STATEFUL_LENGTH = 2048
+"""Tokens that a prompt and its answer are taken to have for models without keys and values."""
+
 WORTH_SHARING = 64
 """Tokens that a shared beginning must save: to read it on its own costs about as much as 30."""
 
@@ -193,11 +196,14 @@ def batches(
 def _room(model: PreTrainedModel) -> int:
     """Return the tokens of a batch whose size is left open, prompts and answers: a bound on its keys and values.
 
-    They take half as much memory as the weights, or `LEAST_ROOM`. The free memory doesn't count: sampled answers depend
-    on the batches, and those must be the same again.
+    They take up to an eighth of the weights' memory, or `LEAST_ROOM`. The free memory doesn't count, nor does an
+    adapter (powers of two): sampled answers depend on the batches, and those must be the same again.
     """
     config = model.config.get_text_config(decoder=True)
-    heads = config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", None)
+    if not heads:  # no keys and values, but a state that does not grow
+        return ROWS * STATEFUL_LENGTH
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     kept = 2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * size
-    return int(max(LEAST_ROOM, model.get_memory_footprint() // 2) // (kept * model.dtype.itemsize))
+    share = 1 << max(0, int(model.get_memory_footprint()).bit_length() - 4)
+    return int(max(LEAST_ROOM, share) // (kept * model.dtype.itemsize))

@@ -52,8 +52,11 @@ def trace(recipe: Recipe, dtype: str, autocast: str | None, attention: str) -> F
     place = cache_folder() / "footprints" / f"{_digest(recipe, settings, found, (dtype, autocast, attention))}.json"
     if place.is_file():
         return Footprint.from_dict(json.loads(place.read_text(encoding="utf-8")))
-    config = found.load(recipe)
-    if getattr(config, "quantization_config", None) is not None:
+    try:
+        config = found.load(recipe)
+    except OSError:
+        return None  # loading says what is missing
+    if getattr(config, "quantization_config", None) is not None or not _has_class(config, recipe):
         return None
     footprint = _count(recipe, settings, config, found.adapter, dtype, autocast, attention)
     _write(json.dumps(footprint.to_dict()), place)
@@ -63,6 +66,15 @@ def trace(recipe: Recipe, dtype: str, autocast: str | None, attention: str) -> F
 def tracer(recipe: Recipe) -> Trace:
     """Return `trace` for `recipe`, as a `Case` takes it; each of its answers is looked for once."""
     return cache(partial(trace, recipe))
+
+
+def _has_class(config: PreTrainedConfig, recipe: Recipe) -> bool:
+    """Whether there is a class for what the method trains: transformers' own, or one that comes with the model."""
+    import transformers
+
+    name = recipe.method.model_class
+    remote = getattr(config, "auto_map", None) or {}
+    return type(config) in getattr(transformers, name)._model_mapping or name in remote
 
 
 # --- The config ------------------------------------------------------------------------------------------------------
@@ -91,7 +103,8 @@ class _Found:
         from transformers import AutoConfig
 
         if self.known is not None:
-            return AutoConfig.for_model(**self.known)
+            # Published in 16 bits, all of them.
+            return AutoConfig.for_model(**{"dtype": "bfloat16", **self.known})
         if self.gguf is not None:
             return AutoConfig.from_pretrained(self.gguf.parent, gguf_file=self.gguf.name)
         return AutoConfig.from_pretrained(self.folder, trust_remote_code=recipe.model.trust_remote_code)
@@ -127,8 +140,12 @@ def _converted_place(file: Path, state: tuple[int, int]) -> Path:
 
 def _of_hub(source: ModelSource, revision: str | None) -> _Found | None:
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    file = try_to_load_from_cache(source.path, "config.json", revision=revision)
+    try:
+        file = try_to_load_from_cache(source.path, "config.json", revision=revision)
+    except HFValidationError:
+        return None  # no name that a hub model can have: loading says so
     if isinstance(file, str):
         return _Found(folder=Path(file).parent, adapter=source.adapter)
     known = known_config(source.path)
@@ -174,6 +191,7 @@ def _count(
     import torch
 
     text = config.get_text_config()
+    stored = _stored(text)  # building the model writes its own data type there
     # The shape-only kernel of experts takes bfloat16 alone (torch 2.13): others are looked at in it, and scaled.
     experts = getattr(text, "num_experts", None) or getattr(text, "num_local_experts", None)
     looked, computing, scale = (
@@ -200,7 +218,7 @@ def _count(
         layer=Kept(0.0),
         ends=Kept(0.0),
         trained_bytes=_width(dtype) if recipe.adapter is None else max(p.element_size() for p in trained),
-        stored_bytes=_stored(text),
+        stored_bytes=stored,
         plain_head=_plain_head(model, text),
     )
     layer, ends = look(model, text, getattr(torch, computing) if computing else None)
@@ -215,7 +233,7 @@ def _build(recipe: Recipe, config: PreTrainedConfig, dtype: torch.dtype, attenti
     import transformers
 
     kinds: Any = getattr(transformers, recipe.method.model_class)._model_mapping
-    if attention == "sdpa" and not kinds[type(config)]._supports_sdpa:
+    if attention == "sdpa" and type(config) in kinds and not kinds[type(config)]._supports_sdpa:
         attention = "eager"
     if attention not in _MASKED:
         _register_unmasked()
@@ -326,7 +344,9 @@ def _stored(text: PreTrainedConfig) -> int:
 
 def _cache_elements(text: PreTrainedConfig) -> int:
     """Return the elements of keys and values per token, over all layers."""
-    heads: int = text.num_attention_heads
+    heads: int = getattr(text, "num_attention_heads", 0)
+    if not heads:
+        return 0  # a state that does not grow
     size: int = getattr(text, "head_dim", None) or text.hidden_size // heads
     cached: int = 2 * text.num_hidden_layers * (getattr(text, "num_key_value_heads", None) or heads) * size
     return cached

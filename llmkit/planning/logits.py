@@ -32,19 +32,22 @@ CHUNK_BYTES = 2**26
 def logit_bytes(case: Case, model: Footprint, positions: int, computing: int) -> int:
     """Return the bytes that scoring `positions` for a training step takes; `computing` is the bytes of a product.
 
-    On CUDA, TRL's head holds one tile. Elsewhere llmkit's holds a few chunks, the gradient of the hidden states, and
-    that of a head that is trained. A head that is more than a matrix is left to transformers or TRL: SFT then holds
-    three times N x V in float32 (log-probabilities, their gradient, that of the logits), other methods a few tiles.
+    On CUDA, TRL's head holds one tile, and in the backward pass the gradient of the hidden states and that of a head
+    that is trained. Elsewhere llmkit's holds a few chunks and those gradients. A head that is more than a matrix is
+    left to transformers or TRL: SFT then holds three times N x V in float32 (log-probabilities, their gradient, that of
+    the logits), as ORPO and SimPO always do; other methods hold a few tiles.
     """
     if not model.vocabulary:
         return 0
+    if case.config != _SUMMED and case.config not in _TILED:
+        return positions * model.vocabulary * 3 * 4
     tile = min(positions, _TILE_TOKENS) * min(model.vocabulary, _TILE_VOCABULARY)
+    gradients = 4 * (positions * model.hidden + (model.vocabulary * model.hidden if case.full else 0))
     if case.hardware.kind == "cuda":
-        return tile * computing
-    if model.plain_head and (case.config == _SUMMED or case.config in _TILED):
+        return tile * computing + gradients
+    if model.plain_head:
         most = max(FEWEST, TRAINED_CHUNK_BYTES // (4 * model.vocabulary))
-        head = model.vocabulary * model.hidden if case.full else 0
-        return 4 * (_CHUNKS * min(positions, most) * model.vocabulary + positions * model.hidden + head)
+        return 4 * _CHUNKS * min(positions, most) * model.vocabulary + gradients
     if case.config in _TILED:
         return round(tile * 4 * _TORCH_TILES)
     return positions * model.vocabulary * 3 * 4

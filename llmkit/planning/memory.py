@@ -37,8 +37,8 @@ USABLE = 0.85
 
 PROCESS = 600 * 2**20
 """Resident bytes of a training process on a CPU before it loads the model: the interpreter, torch, transformers, peft,
-TRL, bitsandbytes and datasets with tokenized rows. Measured by `benchmarks/memory.py` (593 MiB, of which 150 MiB are
-pages of library files). On a GPU this is in the host's memory, and the device's own context is left to `USABLE`."""
+TRL, bitsandbytes and datasets with tokenized rows. Measured by `benchmarks/memory.py` (546 to 593 MiB, of which 150 MiB
+are pages of library files). On a GPU this is in the host's memory, and the device's own context is left to `USABLE`."""
 
 HOLES = 0.2
 """Free bytes between what is kept for the backward pass, as a share of it, on a CPU: blocks that were freed while the
@@ -155,9 +155,14 @@ def _moments(case: Case) -> float | None:
     return _STATES.get(str(case.given.get("training.optim", "adamw_torch_fused")))
 
 
-def _optimizer_bytes(case: Case, trained: int, width: int) -> float:
-    """Return the bytes of the optimizer's states; those that are not known are taken to be Adam's."""
+def _optimizer_bytes(case: Case, trained: int, width: int, hidden: int) -> float:
+    """Return the bytes of the optimizer's states; those that are not known are taken to be Adam's.
+
+    Adafactor keeps a row and a column of float32 per matrix, for which square ones of the hidden size are assumed.
+    """
     optim = str(case.given.get("training.optim", "adamw_torch_fused"))
+    if optim == "adafactor":
+        return 2 * 4 * trained / hidden
     if optim in _SMALL_STATES:
         return _SMALL_STATES[optim] * trained * (1 + 4 / 256)
     copies = _moments(case)
@@ -216,8 +221,8 @@ class _Account:
             "quantized_weights": _packed_bytes(case, model) / how.quantized(bits=bits, storage=storage),
             "adapter": 0 if case.full else trained / how.weights,
             "gradients": trained / how.gradients,
-            "optimizer": _optimizer_bytes(case, model.trained, model.trained_bytes) / how.optimizer,
-            "reference": model.elements * self.width if reference(case) is Reference.COPY else 0,
+            "optimizer": _optimizer_bytes(case, model.trained, model.trained_bytes, model.hidden) / how.optimizer,
+            "reference": model.elements * self.width / how.weights if reference(case) is Reference.COPY else 0,
             "activations": self._activations(),
             "logits": logit_bytes(case, model, self._scored(), self._computing()),
             "kv_cache": self._kv_cache(),
@@ -245,7 +250,10 @@ class _Account:
 
     def _completions(self) -> int:
         """Completions that are sampled at once."""
-        return self.batch * batches_per_step(self.case, self.batch)
+        given, devices = self.case.given, self.case.hardware.count
+        if given.get("training.generation_batch_size"):
+            return max(1, int(given["training.generation_batch_size"]) // devices)
+        return self.batch * int(given.get("training.steps_per_generation") or batches_per_step(self.case, self.batch))
 
     def _kv_cache(self) -> float:
         if self.case.config not in SAMPLERS:
@@ -331,8 +339,9 @@ class _Account:
             return max(scoring_bytes(model, tokens), model.layer.bytes(1, self.length) * tokens / self.length)
         cache = (rows or ANSWERED_ROWS) * (_PROMPT + int(new)) * model.cache * self.width
         if rows is None:
-            cache = min(cache, max(ANSWERS_ROOM, model.frozen * self.width // 2))
-        return cache + max(sampling_bytes(model, rows or ANSWERED_ROWS), model.layer.bytes(rows or 1, _PROMPT))
+            cache = min(cache, max(ANSWERS_ROOM, model.frozen * self.width // 8))
+        answered = rows or ANSWERED_ROWS
+        return cache + max(sampling_bytes(model, answered), model.layer.bytes(answered, _PROMPT))
 
     def _saving(self) -> float:
         """Return the bytes of exports: merging loads the base again, in float32 in the host's memory."""
@@ -395,7 +404,7 @@ def _guess(case: Case) -> Footprint | None:
 
 def fits(case: Case, batch: int, *, checkpointed: bool) -> bool:
     """Whether a run with `batch` full rows fits into the usable share of the memory."""
-    found = estimate(case, batch, checkpointed=checkpointed)
+    found = estimate(case, batch, checkpointed=checkpointed, sharding=Sharding("ddp", case.hardware.count))
     return found is not None and found.peak <= USABLE * case.hardware.memory_bytes
 
 

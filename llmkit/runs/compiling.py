@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from llmkit.errors import RecipeError
 from llmkit.model.ceiling import gemm_ceiling
 from llmkit.model.compiling import compile_layers
 from llmkit.model.passes import Passed
@@ -25,6 +26,15 @@ def compiled(prepared: Prepared) -> Prepared:
     # As in transformers, naming a backend or a mode asks for it.
     asked = given.get("torch_compile", True if {"torch_compile_backend", "torch_compile_mode"} & set(given) else None)
     decision = _decide(prepared) if asked is None else None
+    reentrant = (prepared.trainer.args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
+    if reentrant and prepared.trainer.args.gradient_checkpointing:
+        # Its first pass has no gradients and so runs as it is: dropout would differ from that of the second one.
+        if asked:
+            raise RecipeError(
+                "`training.torch_compile` with reentrant checkpointing: both passes would draw other dropout",
+                remedy="Leave out `use_reentrant: true`, or `torch_compile`.",
+            )
+        return prepared
     if asked or (decision is not None and decision.value):
         compile_layers(
             prepared.model,

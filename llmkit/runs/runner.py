@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -116,15 +117,22 @@ def _sample_keeper(folder: RunFolder, narrator: Narrator | None) -> Callable[[Se
 def _weights_hashed_beside(recipe: Recipe) -> Iterator[None]:
     """Hash the weights' files on another core meanwhile: seconds for each gigabyte, and `file_hash` remembers."""
 
+    refused = threading.Event()
+
     def hash_them() -> None:
         folder = Path(loadable(locate(recipe.model, recipe.folder)))
         for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
-            file_hash(file)
+            if not refused.is_set():
+                file_hash(file)
 
     with ThreadPoolExecutor(max_workers=1) as beside:
         if not will_convert(recipe):
             beside.submit(hash_them)
-        yield
+        try:
+            yield
+        except BaseException:
+            refused.set()
+            raise
 
 
 @contextmanager

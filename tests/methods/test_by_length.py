@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from llmkit.methods._by_length import GroupsByLength, longest
+from llmkit.methods._by_length import ByEpoch, GroupsByLength, longest
 from llmkit.runs.prepare import prepare
 
 
@@ -49,3 +50,34 @@ def test_batches_are_those_of_transformers_own_sampler_and_hardly_padded(recipe:
     computed = sum(4 * max(lengths[i] for i in batch) for batch in batches)
     unsorted = sum(4 * max(lengths[start : start + 4]) for start in range(0, 48, 4))
     assert computed - sum(lengths) < (unsorted - sum(lengths)) / 2
+
+
+def test_the_order_depends_on_the_seed_and_the_epoch_alone() -> None:
+    lengths = [1 + 7 * i % 23 for i in range(64)]
+
+    def order(seed: int, epoch: int, random_state: int) -> list[int]:
+        torch.manual_seed(random_state)
+        sampler = ByEpoch(4, lengths, seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert order(1, 1, random_state=5) == order(1, 1, random_state=6)
+    assert order(1, 1, 5) != order(1, 0, 5)
+    assert order(1, 1, 5) != order(2, 1, 5)
+
+
+def test_a_run_that_goes_on_in_its_second_epoch_sees_the_rows_that_are_left(recipe: Any, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows(24)), encoding="utf-8")
+    epochs = ("training.max_steps=-1", "training.num_train_epochs=2", "training.per_device_train_batch_size=4")
+    saves = ("training.save_strategy=steps", "training.save_steps=8", "data.eval=null")
+
+    def losses(checkpoint: str | None = None) -> list[float]:
+        sources = f"data.train=[{{path: {path}, format: messages}}]"
+        trainer = prepare(recipe(sources, *epochs, *saves), output_dir=tmp_path / "out").trainer
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+    straight = losses()
+    assert len(straight) == 12
+    assert losses(str(tmp_path / "out" / "checkpoint-8")) == straight

@@ -103,6 +103,26 @@ def test_in_16_bits_it_is_as_good_as_logits_in_16_bits(dtype: torch.dtype) -> No
         assert float((ours - best).norm()) <= 1.3 * float((theirs - best).norm())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_nearly_certain_tokens_have_the_gradients_of_16_bit_logits(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(5)
+    weight = torch.randn(400, 64, generator=generator).to(dtype).requires_grad_()
+    targets = torch.randint(400, (40,), generator=generator)
+    toward = weight.detach()[targets].float()
+    hidden = (13 * toward / (toward * toward).sum(-1, keepdim=True)).to(dtype).requires_grad_()
+    exact = cross_entropy(linear(hidden.double(), weight.double()), targets, reduction="sum")
+    assert 0.9 < (-exact / 40).exp() < 0.9999, "or nothing would cancel"
+    usual = torch.autograd.grad(
+        cross_entropy(linear(hidden, weight).float(), targets, reduction="sum"), [hidden, weight]
+    )
+    total, _ = sum_of_losses(hidden, weight, None, targets, torch.ones(40))
+    by_token = log_probs(hidden, weight.detach(), None, targets).log_probs
+    found = (*torch.autograd.grad(total, [hidden, weight]), *torch.autograd.grad(-by_token.sum(), [hidden]))
+    expected = torch.autograd.grad(exact, [hidden, weight])
+    for ours, theirs, best in zip(found, (*usual, usual[0]), (*expected, expected[0]), strict=True):
+        assert float((ours - best).norm()) <= 1.5 * float((theirs - best).norm())
+
+
 def test_autocast_decides_on_the_products_and_not_on_the_sums() -> None:
     hidden, weight, _, targets, factors = inputs(dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):

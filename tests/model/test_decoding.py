@@ -138,7 +138,10 @@ def test_batches_left_open_are_bounded_by_their_keys_and_values(model, monkeypat
     kept = 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads, their size, bytes
     assert decoding._room(model) == decoding.LEAST_ROOM // kept
     monkeypatch.setattr(decoding, "LEAST_ROOM", 0)
-    assert decoding._room(model) == model.get_memory_footprint() // 2 // kept
+    assert model.get_memory_footprint() == 156_320
+    assert decoding._room(model) == 2**14 // kept, "the power of two between a sixteenth and an eighth"
+    model.get_memory_footprint = lambda: 160_000
+    assert decoding._room(model) == 2**14 // kept, "an adapter changes nothing"
     monkeypatch.setattr(decoding, "LEAST_ROOM", kept * 60)
     model.get_memory_footprint = lambda: 0
     assert batches(model, [[1] * 10] * 6, 10, None) == [[0, 1, 2], [3, 4, 5]], "60 tokens are 3 prompts with answers"

@@ -43,10 +43,10 @@ NF4: dict[str, Any] = {**LORA, "quantization": {"type": "nf4"}}
 
 
 def recipe(method: str = "sft", training: dict[str, Any] | None = None, **sections: Any) -> Recipe:
-    kinds = {"sft": "messages", "dpo": "preference", "grpo": "prompt", "reward": "preference", "kto": "unpaired"}
+    kinds = {"sft": "messages", "grpo": "prompt", "kto": "unpaired"}
     made: dict[str, Any] = {
         "model": {"name": "a/model", "dtype": "float32"},
-        "data": {"train": [{"path": "rows.jsonl", "format": kinds[method]}]},
+        "data": {"train": [{"path": "rows.jsonl", "format": kinds.get(method, "preference")}]},
         "method": {"type": method},
         "training": {"gradient_accumulation_steps": 1, "bf16": False, "fp16": False, **(training or {})},
         **sections,
@@ -115,12 +115,13 @@ def test_packed_weights_with_their_scales(quantization: dict[str, Any], size: fl
         ("ademamix", 12_000_000),
         ("adamw_8bit", 2_000_000 * (1 + 4 / 256)),
         ("galore_adamw", 8_000_000),
+        ("adafactor", 8_000_000 / 100),
     ],
 )
 def test_states_by_optimizer(optim: str, size: float) -> None:
     found = counted(recipe(training={"optim": optim}), FULL)
     assert found.parts["optimizer"] == size
-    assert ("optimizer" in found.exact) == (optim not in ("adamw_8bit", "galore_adamw"))
+    assert ("optimizer" in found.exact) == (optim not in ("adamw_8bit", "galore_adamw", "adafactor"))
 
 
 def test_a_reference_is_a_copy_only_of_a_full_model() -> None:
@@ -158,8 +159,12 @@ CAPPED = replace(ADAPTED, plain_head=False)
         # Log-probabilities, their gradient, that of the logits; TRL's head in torch: 8.25 tiles of 36 positions.
         ("sft", CAPPED, CPU, 18 * 1000 * 3 * 4),
         ("dpo", CAPPED, CPU, 36 * 1000 * 4 * 8.25),
-        ("sft", ADAPTED, GPU, 18 * 1000 * 4),
-        ("dpo", CAPPED, GPU, 36 * 1000 * 4),
+        # TRL's kernels: a tile, and the gradient of the hidden states.
+        ("sft", ADAPTED, GPU, 18 * 1000 * 4 + 18 * 100 * 4),
+        ("dpo", CAPPED, GPU, 36 * 1000 * 4 + 36 * 100 * 4),
+        # Trainers without a fused head, on any device.
+        ("orpo", ADAPTED, GPU, 36 * 1000 * 3 * 4),
+        ("simpo", ADAPTED, CPU, 36 * 1000 * 3 * 4),
         ("reward", replace(ADAPTED, vocabulary=0), CPU, 0),
     ],
 )
@@ -174,7 +179,7 @@ def test_a_trained_head_has_a_gradient_before_anything_else() -> None:
 
 def test_chunks_and_tiles_are_bounded() -> None:
     wide = replace(ADAPTED, vocabulary=100_000)
-    assert counted(recipe(**LORA), wide, 64, 1024, hardware=GPU).parts["logits"] == 4096 * 32768 * 4
+    assert counted(recipe(**LORA), wide, 64, 1024, hardware=GPU).parts["logits"] == 4 * (4096 * 32768 + 64 * 1023 * 100)
     assert counted(recipe("dpo", **LORA), replace(wide, plain_head=False), 64, 1024).parts["logits"] == 2**27 * 33
     # 2^25 bytes are 83 tokens.
     hidden = 64 * 1023 * 100 * 4

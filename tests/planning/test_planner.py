@@ -103,7 +103,7 @@ TABLE = [
     ("full", H100X8, 7, "float32", "sdpa", True, False, True, 1, 2),
     ("full", H100X8, 1.5, "float32", "sdpa", True, False, False, 8, 1),
     ("lora", H100X8, 7, "bfloat16", "sdpa", True, False, False, 4, 1),
-    ("qlora", H100X8, 70, "bfloat16", "sdpa", True, False, True, 8, 1),
+    ("qlora", H100X8, 70, "bfloat16", "sdpa", True, False, True, 4, 1),
     ("int8", H100X8, 7, "bfloat16", "sdpa", True, False, False, 4, 1),
     ("full", T4, 0.5, "float32", "sdpa", False, True, True, 8, 2),
     ("lora", T4, 1.5, "float16", "sdpa", False, True, True, 8, 2),
