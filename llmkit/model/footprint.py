@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -58,7 +59,10 @@ def trace(recipe: Recipe, dtype: str, autocast: str | None, attention: str) -> F
         return None  # loading says what is missing
     if getattr(config, "quantization_config", None) is not None or not _has_class(config, recipe):
         return None
-    footprint = _count(recipe, settings, config, found.adapter, dtype, autocast, attention)
+    with warnings.catch_warnings():
+        # The libraries' notices to each other; what concerns the user comes when the model is loaded.
+        warnings.simplefilter("ignore")
+        footprint = _count(recipe, settings, config, found.adapter, dtype, autocast, attention)
     _write(json.dumps(footprint.to_dict()), place)
     return footprint
 
