@@ -30,11 +30,11 @@ bench: $(VENV)/.dev $(VENV)/.demo
 bench-data: $(VENV)/.dev $(VENV)/.demo
 	$(VENV)/bin/python benchmarks/data_preparation.py
 
-# Half an hour on two quiet cores.
+# About half an hour on two quiet cores, by estimate: not run as a whole so far.
 bench-speed: $(VENV)/.dev $(VENV)/.demo
 	$(VENV)/bin/python benchmarks/speed.py --profile
 
-# Ten minutes on two quiet cores.
+# About ten minutes, by estimate: not run for real so far.
 bench-scaling: $(VENV)/.dev $(VENV)/.demo
 	$(VENV)/bin/python benchmarks/scaling.py
 
