@@ -1,8 +1,9 @@
 """What `speed.py` says of a job's cells that is not their own word: the ceiling, what is needed, held-out losses.
 
     python benchmarks/speed_judge.py rows FOLDER COUNTS tiny|real    writes the rows
-    python benchmarks/speed_judge.py plan RECIPE                    the ceiling, and what llmkit's planner chooses
-    python benchmarks/speed_judge.py loss QUESTION                  the ceiling again, FLOPs per token, held-out losses
+    python benchmarks/speed_judge.py plan RECIPE                    what llmkit's planner chooses
+    python benchmarks/speed_judge.py ceiling                        the fastest matrix products just now
+    python benchmarks/speed_judge.py loss QUESTION                  FLOPs per token, held-out losses
 
 Each prints one line of JSON, and is a process of its own: nothing of it counts to a cell's time or memory.
 """
@@ -45,7 +46,7 @@ def ceiling() -> float:
 
 
 def chosen(recipe: str) -> dict[str, Any]:
-    """Return the ceiling, what the planner chooses for the recipe, and the rows of a step that follow from it."""
+    """Return what the planner chooses for the recipe, and the rows of a step that follow from it."""
     import llmkit
 
     the_recipe = llmkit.load_recipe(recipe)
@@ -54,18 +55,19 @@ def chosen(recipe: str) -> dict[str, Any]:
     sequences = plan["training.per_device_train_batch_size"] * plan["training.gradient_accumulation_steps"]
     length = the_recipe.training.kwargs().get("max_length") or plan.get("training.max_length") or 1024
     tokens = sequences * length if plan.get("training.packing") else None
-    return {"ceiling": ceiling(), "plan": values, "sequences": sequences, "tokens_per_step": tokens}
+    return {"plan": values, "sequences": sequences, "tokens_per_step": tokens}
 
 
 def judged(question: dict[str, Any]) -> dict[str, Any]:
-    """Return the ceiling, the FLOPs of a real token, and the held-out loss of the base and of each saved model."""
+    """Return the FLOPs of a real token, and the held-out loss of the base and of each saved model."""
     import torch
     from bare_loop import answer_sums, load, log_probs
     from transformers import AutoTokenizer
 
     from llmkit.model.matrices import matrices_of
 
-    job, found = question["job"], {"ceiling": ceiling()}
+    job = question["job"]
+    found: dict[str, Any] = {}
     model = load(question["model"], "full" if job == "evaluate" else job)
     found["flops_per_token"] = _flops_per_token(matrices_of(model), job, question["lengths"])
     if job in ("grpo", "evaluate"):
@@ -137,6 +139,8 @@ if __name__ == "__main__":
     what, *rest = sys.argv[1:]
     if what == "rows":
         said: Any = write_rows(Path(rest[0]), json.loads(rest[1]), tiny=rest[2] == "tiny")
+    elif what == "ceiling":
+        said = {"ceiling": ceiling()}
     elif what == "plan":
         said = chosen(rest[0])
     else:

@@ -5,12 +5,12 @@ transformers' own sampler would make a Python object of each row of the data set
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from datasets import Dataset
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from torch.utils.data import Sampler
 from trl import RewardTrainer
 
 if TYPE_CHECKING:
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
 else:
     _Trainer = object
+
+GROUP = 50
+"""Batches that rows are drawn into before they are sorted, as in transformers' sampler."""
 
 SIDES = (
     ("input_ids",),
@@ -29,20 +32,46 @@ SIDES = (
 """Columns of tokens that make one sequence, as the trainers name them."""
 
 
-class ByEpoch(LengthGroupedSampler):
-    """transformers' sampler, with an order that depends on the seed and the epoch alone.
+class ByLength(Sampler[int]):
+    """Rows in an order in which each `batch_size` of them, one optimizer step, are of like length.
 
-    Its own draws from the run's random state, which a resumed run restores only after the first batches are taken: it
-    would go on in another order, with some rows twice and some never.
+    Rows are drawn at random into groups of 50 batches, sorted within each, and the batches come in random order: that
+    of transformers' sampler falls in length within each group, and with fewer than 200 batches it makes groups so small
+    that little is saved (64 rows in batches of 8: 1.35 tokens computed per real one instead of 1.08). As there, the
+    batch with the longest row comes first: memory that runs out does so at once. The order depends on the seed and the
+    epoch alone: the run's random state is restored only after a resumed run has taken its first batches.
     """
 
-    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
-        super().__init__(batch_size, lengths=lengths, generator=torch.Generator().manual_seed(seed))
-        self._seed = seed
+    def __init__(self, batch_size: int, lengths: Sequence[int], seed: int) -> None:
+        self.batch_size, self.lengths, self.seed = batch_size, lengths, seed
+        self._epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
 
     def set_epoch(self, epoch: int) -> None:
         """Take the order of an epoch; accelerate's loader says which one it is."""
-        self.generator.manual_seed(self._seed + epoch)
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        draw = np.random.default_rng((self.seed, self._epoch))
+        rows, group = draw.permutation(len(self.lengths)).tolist(), GROUP * self.batch_size
+        batches: list[list[int]] = []
+        for start in range(0, len(rows), group):
+            ordered = sorted(rows[start : start + group], key=self._length, reverse=True)
+            batches += [ordered[at : at + self.batch_size] for at in range(0, len(ordered), self.batch_size)]
+        # A short batch can only be the last: elsewhere it would shift the borders of all others.
+        full = len(rows) // self.batch_size
+        order = draw.permutation(full).tolist()
+        if order:
+            first = max(order, key=lambda i: self._length(batches[i][0]))
+            order.remove(first)
+            order.insert(0, first)
+        for i in (*order, *range(full, len(batches))):
+            yield from batches[i]
+
+    def _length(self, row: int) -> int:
+        return self.lengths[row]
 
 
 class GroupsByLength(_Trainer):
@@ -53,12 +82,12 @@ class GroupsByLength(_Trainer):
         if self.args.train_sampling_strategy != "group_by_length" or not isinstance(rows, Dataset):
             return super()._get_train_sampler(train_dataset)
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return ByEpoch(size, longest(rows).tolist(), self._order_seed())
+        return ByLength(size, longest(rows).tolist(), self._order_seed())
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         if self.args.train_sampling_strategy != "group_by_length" or not isinstance(eval_dataset, Dataset):
             return super()._get_eval_sampler(eval_dataset)
-        return ByEpoch(self.args.eval_batch_size, longest(eval_dataset).tolist(), self._order_seed())
+        return ByLength(self.args.eval_batch_size, longest(eval_dataset).tolist(), self._order_seed())
 
     def _order_seed(self) -> int:
         return int(self.args.seed if self.args.data_seed is None else self.args.data_seed)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from llmkit.methods._by_length import ByEpoch, GroupsByLength, longest
+from llmkit.methods._by_length import ByLength, GroupsByLength, longest
 from llmkit.runs.prepare import prepare
 
 
@@ -32,7 +32,7 @@ def rows(count: int) -> list[dict[str, Any]]:
     return [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]} for q, a in turns]
 
 
-def test_batches_are_those_of_transformers_own_sampler_and_hardly_padded(recipe: Any, tmp_path: Path) -> None:
+def test_the_planner_groups_rows_by_length_and_batches_are_hardly_padded(recipe: Any, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows(48)), encoding="utf-8")
     sources = f"data.train=[{{path: {path}, format: messages}}]"
@@ -42,14 +42,34 @@ def test_batches_are_those_of_transformers_own_sampler_and_hardly_padded(recipe:
     assert trainer.args.train_sampling_strategy == "group_by_length", "the planner's choice"
     lengths = longest(trainer.train_dataset).tolist()
     sampler = trainer._get_train_sampler()
-    assert isinstance(sampler, LengthGroupedSampler)
+    assert isinstance(sampler, ByLength)
     assert (sampler.batch_size, list(sampler.lengths)) == (4, lengths)
     order = list(sampler)
     assert sorted(order) == list(range(48)), "each row once"
     batches = [order[start : start + 4] for start in range(0, 48, 4)]
     computed = sum(4 * max(lengths[i] for i in batch) for batch in batches)
+    assert computed < 1.2 * sum(lengths)
     unsorted = sum(4 * max(lengths[start : start + 4]) for start in range(0, 48, 4))
-    assert computed - sum(lengths) < (unsorted - sum(lengths)) / 2
+    assert computed - sum(lengths) < (unsorted - sum(lengths)) / 4
+
+
+def test_batches_come_in_random_order_but_for_the_longest_row_and_a_short_batch() -> None:
+    lengths = [1 + 7 * i % 230 for i in range(1002)]
+    sampler = ByLength(4, lengths, 1)
+    order = list(sampler)
+    assert sorted(order) == list(range(1002))
+    assert len(sampler) == 1002
+    widths = [max(lengths[i] for i in order[start : start + 4]) for start in range(0, 1000, 4)]
+    assert widths[0] == max(lengths)
+    falls = sum(early > late for early, late in itertools.pairwise(widths))
+    assert 100 < falls < 150, "half of 249 pairs, and not nearly all of them as in order of length"
+    groups = [set(list(ByLength(4, lengths, seed))[:4]) for seed in range(5)]
+    assert len({frozenset(group) for group in groups}) > 1, "other rows meet in a batch with another seed"
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 5])
+def test_few_rows(count: int) -> None:
+    assert sorted(ByLength(4, list(range(count)), 1)) == list(range(count))
 
 
 def test_the_order_depends_on_the_seed_and_the_epoch_alone() -> None:
@@ -57,7 +77,7 @@ def test_the_order_depends_on_the_seed_and_the_epoch_alone() -> None:
 
     def order(seed: int, epoch: int, random_state: int) -> list[int]:
         torch.manual_seed(random_state)
-        sampler = ByEpoch(4, lengths, seed)
+        sampler = ByLength(4, lengths, seed)
         sampler.set_epoch(epoch)
         return list(sampler)
 
