@@ -4,7 +4,7 @@ VENV   ?= .venv
 PIP    := $(VENV)/bin/python -m pip --disable-pip-version-check
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: quickstart test check bench bench-data bench-speed bench-scaling bench-memory install dev clean
+.PHONY: quickstart test test-faults check bench bench-data bench-speed bench-scaling bench-memory install dev clean
 
 quickstart: $(VENV)/.demo
 	$(VENV)/bin/llmkit run recipes/quickstart.yaml
@@ -18,6 +18,10 @@ check: $(VENV)/.dev
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python scripts/field_table.py --check
 	$(VENV)/bin/python scripts/reference.py --check
+
+# 200 kills instead of 10, and twenty times as many bad recipes.
+test-faults: $(VENV)/.dev
+	LLMKIT_FAULTS=long LLMKIT_FUZZ=20 $(VENV)/bin/python -m pytest tests/faults tests/recipe/test_fuzz.py
 
 # Real learning, one after the other, on a quiet machine: about an hour on two cores. All are run; it fails if any
 # missed its bound.

@@ -50,6 +50,12 @@ class RunError(LlmkitError):
     exit_code = 1
 
 
+class Interrupted(LlmkitError):
+    """A signal ended the run at a step from which `--resume` goes on (75 is EX_TEMPFAIL: try again later)."""
+
+    exit_code = 75
+
+
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)` for the choice closest to `word`, or an empty string."""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)

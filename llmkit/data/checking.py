@@ -8,6 +8,7 @@ from llmkit.data.misfits import mending
 from llmkit.data.shapes import Shape
 from llmkit.data.sources import check_source, common_shape, first_row, format_of, known_format
 from llmkit.errors import RecipeError
+from llmkit.recipe.spec import KeyPath
 
 if TYPE_CHECKING:
     from llmkit.recipe.recipe import Data, Recipe, Source
@@ -22,17 +23,29 @@ def check_data(recipe: Recipe, *, read: bool = False) -> Shape | None:
     Without `read`, no row is read; the shape is None if it can't be known then (`format: auto`). Raises RecipeError,
     DataError or SetupError.
     """
-    sources = [*recipe.data.train, *eval_sources(recipe)]
-    for source in (*sources, *recipe.data.audit.benchmarks):
-        check_source(source, recipe.folder)
-    check_mix(recipe.data)
-    check_streaming(recipe)
-    shape = common_shape(sources, recipe.folder, read=read)
+    rows = _placed(recipe)
+    benchmarks = [(("data", "audit", "benchmarks", i), s) for i, s in enumerate(recipe.data.audit.benchmarks)]
+    for place, source in (*rows, *benchmarks):
+        with recipe.at(*place):
+            check_source(source, recipe.folder)
+    sources = [source for _, source in rows]
+    with recipe.at("data"):
+        check_mix(recipe.data)
+        check_streaming(recipe)
+        shape = common_shape(sources, recipe.folder, read=False)
+    if read:
+        shape = common_shape(sources, recipe.folder, read=True)
     if shape is not None and shape not in recipe.method.accepts:
         raise _wrong_shape(recipe, shape)
     if shape is not None:
         _check_rules(recipe, shape)
     return shape
+
+
+def _placed(recipe: Recipe) -> list[tuple[KeyPath, Source]]:
+    """Return the sources of rows, each with its place in the recipe."""
+    train: list[tuple[KeyPath, Source]] = [(("data", "train", i), s) for i, s in enumerate(recipe.data.train)]
+    return [*train, *((("data", "eval", i), s) for i, s in enumerate(eval_sources(recipe)))]
 
 
 def _check_rules(recipe: Recipe, shape: Shape) -> None:
@@ -52,9 +65,9 @@ def _check_rules(recipe: Recipe, shape: Shape) -> None:
 
 
 def _wrong_shape(recipe: Recipe, shape: Shape) -> RecipeError:
-    sources = (*recipe.data.train, *eval_sources(recipe))
+    sources = _placed(recipe)
     # A format that the recipe names is known to be wrong without a row of it.
-    first = next((source for source in sources if known_format(source) is not None), sources[0])
+    place, first = next((one for one in sources if known_format(one[1]) is not None), sources[0])
     chosen = format_of(first, recipe.folder)
     auto = first.format == "auto"
     reason = f" ({chosen.reason})" if auto else ""
@@ -62,7 +75,7 @@ def _wrong_shape(recipe: Recipe, shape: Shape) -> RecipeError:
     return RecipeError(
         f"method {recipe.method.type!r} learns from {', '.join(sorted(recipe.method.accepts))} rows, but format "
         f"{chosen.format.name!r} gives {shape} rows{reason}",
-        where=first.path,
+        where=f"{recipe.origin(place)}: {first.path}",
         remedy=mending(row, chosen.format, first, recipe.method.accepts),
     )
 

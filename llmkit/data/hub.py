@@ -21,6 +21,7 @@ def read_hub(source: Source) -> Placed:
     Raises DataError for a data set that can't be read, SetupError for one that can't be reached.
     """
     split = source.split or "train"
+    require_hub(f"the data set {source.path}")
     with _refused(source, split):  # a stream is fetched while it is read, so it may fail at any row
         for index, row in enumerate(_load_hub(source, split)):
             yield f"{source.path}/{split}[{index}]", dict(row)
@@ -28,11 +29,44 @@ def read_hub(source: Source) -> Placed:
 
 def _load_hub(source: Source, split: str) -> Iterable[dict[str, Any]]:
     import datasets
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
+    if source.path in _PACKAGED_DATASETS_MODULES:
+        # `datasets` would take it for one of its own readers, and read what lies in the current folder.
+        raise DataError(
+            f"{source.path!r} is how `datasets` calls a kind of file, and no data set",
+            where=source.path,
+            remedy="Name a data set by its whole id, ORGANISATION/NAME, and a file by its path.",
+        )
     found: Iterable[dict[str, Any]] = datasets.load_dataset(
         source.path, name=source.name, split=split, revision=source.revision, streaming=source.streaming
     )
     return found
+
+
+def require_hub(what: str) -> None:
+    """Raise SetupError if the hub, which is to be asked for `what`, does not answer within HF_HUB_ETAG_TIMEOUT (10 s).
+
+    huggingface_hub itself waits, for each file that it has not cached, up to six times a minute.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    if constants.is_offline_mode():
+        return  # those who load it say so
+    try:
+        status = get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT).status_code
+    except Exception as error:  # noqa: BLE001 - its HTTP client has errors of its own, and they are no OSErrors
+        reason = f"{type(error).__name__}: {error}"
+    else:
+        if status < 500:
+            return
+        reason = f"it answers with HTTP {status}"
+    raise SetupError(
+        f"{what} is to be fetched, and the hub ({constants.ENDPOINT}) can't be reached: {reason}",
+        remedy=f"Try again later, or point to a local file or folder. What is in {constants.HF_HUB_CACHE} already is "
+        "taken from there with HF_HUB_OFFLINE=1.",
+    )
 
 
 @contextmanager

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.data.formats.base import Format, MissingColumnError
-from llmkit.data.readers import Placed
+from llmkit.data.readers import LONGEST, TOO_LONG, Placed
 from llmkit.data.shapes import LeftOutError, RowError
 from llmkit.data.surrogates import check_strings
 from llmkit.errors import DataError, RecipeError, did_you_mean
 from llmkit.recipe.functions import Form, check_function, load_function
+from llmkit.recipe.problems import shortened
 
 if TYPE_CHECKING:
+    from jinja2 import nodes
     from jinja2.sandbox import SandboxedEnvironment
 
     from llmkit.recipe.recipe import Source
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 FORM = Form("def NAME(row: dict) -> dict | None", "a row", 1)
 
 Row = dict[str, Any]
+
+MOST_BITS = 100_000
+"""Length of the largest whole number that a Jinja line may compute: larger ones take longer than anybody waits."""
 
 
 def check_mapping(source: Source, folder: Path) -> None:
@@ -45,7 +50,8 @@ def check_mapping(source: Source, folder: Path) -> None:
             )
         check_function(source.python, folder, FORM, "`python`")
     for column, line in source.columns.items():
-        _taker(column, line, source.path)
+        if is_template(line):
+            _parsed(column, line, source.path)
 
 
 def check_columns(source: Source, row_format: Format) -> None:
@@ -121,11 +127,14 @@ def _writer(column: str, line: str, label: str) -> Callable[[Row], Any]:
     from jinja2 import meta
 
     environment = _environment()
+    parsed = _parsed(column, line, label)
     try:
-        names = meta.find_undeclared_variables(environment.parse(line)) - {"row", *environment.globals}
+        names = meta.find_undeclared_variables(parsed) - {"row", *environment.globals}
         template = environment.from_string(line)
     except jinja2.TemplateSyntaxError as error:
         raise RecipeError(f"`columns.{column}` is no Jinja: {error.message}", where=label, remedy=line) from error
+    except RecursionError as error:
+        raise RecipeError(f"`columns.{column}` is nested too deeply", where=label) from error
 
     def take(row: Row) -> Any:
         try:
@@ -135,11 +144,36 @@ def _writer(column: str, line: str, label: str) -> Callable[[Row], Any]:
             raise _missing(column, absent[0], row) if absent else _failed(column, error) from None
         except Exception as error:  # noqa: BLE001 - what the user's line does to this row's values may fail in any way
             raise _failed(column, error) from None
+        if len(text) > LONGEST:
+            raise RowError(f"`columns.{column}` is {TOO_LONG}")
         if not text.isascii():
             check_strings({column: text})
         return text
 
     return take
+
+
+def _parsed(column: str, line: str, label: str) -> nodes.Template:
+    """Return a Jinja line as its parts, none of which is worked out yet: `{{ 9**9**9 }}` would take for ever.
+
+    Raises RecipeError for what is no Jinja, and for filters and tests that Jinja lacks.
+    """
+    from jinja2 import TemplateSyntaxError, nodes
+
+    environment = _environment()
+    try:
+        parsed = environment.parse(line)
+    except (TemplateSyntaxError, RecursionError, ValueError) as error:
+        what = error.message if isinstance(error, TemplateSyntaxError) else str(error)
+        raise RecipeError(f"`columns.{column}` is no Jinja: {what}", where=label, remedy=shortened(line)) from error
+    for kind, known in ((nodes.Filter, environment.filters), (nodes.Test, environment.tests)):
+        for node in parsed.find_all(kind):
+            if node.name not in known:
+                what = f"no {kind.__name__.lower()} is named {node.name!r}{did_you_mean(node.name, known)}"
+                raise RecipeError(f"`columns.{column}` is no Jinja: {what}", where=label, remedy=shortened(line))
+    if parsed.find((nodes.Extends, nodes.FromImport, nodes.Import, nodes.Include)) is not None:
+        raise RecipeError(f"`columns.{column}`: a line can't reach other templates", where=label, remedy=shortened(line))
+    return parsed
 
 
 def _failed(column: str, error: Exception) -> RowError:
@@ -148,14 +182,34 @@ def _failed(column: str, error: Exception) -> RowError:
 
 def _environment() -> SandboxedEnvironment:
     from jinja2 import StrictUndefined
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
-    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+    class Bounded(ImmutableSandboxedEnvironment):
+        """The sandbox, in which products and powers stay small; Jinja computes those of constants when it compiles."""
+
+        intercepted_binops = frozenset({"*", "**"})
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            if _is_too_large(operator, left, right):
+                raise SecurityError(f"`{operator}` gives a longer text or number than any row needs")
+            return super().call_binop(context, operator, left, right)
+
+    environment = Bounded(undefined=StrictUndefined, keep_trailing_newline=True)
     # What they return is another thing each time, and rows are kept from one run to the next.
     del environment.filters["random"], environment.globals["lipsum"]
     # Jinja's own writes < and > as escapes, for web pages.
     environment.filters["tojson"] = _to_json
     return environment
+
+
+def _is_too_large(operator: str, left: Any, right: Any) -> bool:
+    """Whether a product or a power is a text of more than LONGEST characters, or a whole number of MOST_BITS bits."""
+    numbers = [value for value in (left, right) if isinstance(value, int)]
+    sizes = [len(value) for value in (left, right) if isinstance(value, str | list | tuple)]
+    if len(numbers) == 2:
+        bits = numbers[0].bit_length()
+        return (bits * numbers[1] if operator == "**" else bits + numbers[1].bit_length()) > MOST_BITS
+    return bool(numbers and sizes) and numbers[0] * sizes[0] > LONGEST
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:

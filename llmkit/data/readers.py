@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, cast
 from llmkit.data.shapes import RowError
 from llmkit.data.surrogates import check_strings, has_surrogates
 from llmkit.errors import DataError
+from llmkit.recipe.links import leading_out
 
 LONGEST = 50_000_000
 """Bytes of the longest line, field or row that is read."""
@@ -74,6 +75,12 @@ def files_in(folder: Path, label: str, header: tuple[str, ...] = ()) -> list[Dat
     files = [DataFile(path, f"{label.rstrip('/')}/{path.name}", header) for path in inside]
     files = [file for file in files if file.suffix in READERS]
     files = [file for file in files if file.suffix != ".txt"] or files
+    for link in leading_out((file.path for file in files), folder):
+        raise DataError(
+            f"{link.name} is a link out of the folder, to {link.resolve()}",
+            where=label,
+            remedy="If that file is meant, name it as a source of its own.",
+        )
     if not files:
         raise DataError(
             f"the folder holds no data file of its own ({', '.join(READERS)})",

@@ -17,6 +17,7 @@ from llmkit.data.readers import READERS, TABLES, DataFile, Placed, files_in, rea
 from llmkit.data.recognition import ENOUGH, MOST, Chosen, fitting, load_format, recognise
 from llmkit.data.shapes import RowError, Shape
 from llmkit.errors import DataError, RecipeError, SetupError, did_you_mean
+from llmkit.recipe.places import named_path
 
 if TYPE_CHECKING:
     from llmkit.recipe.recipe import Source
@@ -201,8 +202,10 @@ def local_path(source: Source, folder: Path) -> Path | None:
     """
     if source.path.startswith("package:"):
         return _package_file(source.path)
-    path = folder / Path(source.path).expanduser()
+    path = named_path(source.path, folder)
     if path.exists():
+        if not path.is_file() and not path.is_dir():
+            raise DataError("is no regular file: a pipe or a device can't be read twice", where=source.path)
         return path
     if _looks_like_file(source.path):
         raise _no_such_file(source.path, path)
@@ -252,8 +255,8 @@ def _package_file(label: str) -> Path:
     if not name or not inside:
         raise DataError("must be written package:NAME/path/of/file", where=label)
     module = name.replace("-", "_")
-    # A dotted name would import the packages above it.
-    spec = importlib.util.find_spec(module) if module.isidentifier() else None
+    # A dotted name would import the packages above it, and Python knows no file of `__main__`.
+    spec = importlib.util.find_spec(module) if module.isidentifier() and module != "__main__" else None
     if spec is None:
         raise SetupError(f"no Python package {name!r} is installed", where=label, remedy=f"pip install {name}")
     folders = [Path(place) for place in spec.submodule_search_locations or ()]

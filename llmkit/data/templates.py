@@ -15,14 +15,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmkit.data.readers import LONGEST
 from llmkit.data.shapes import RowError
 from llmkit.errors import SetupError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+MOST_PIECES = 1_000_000
+"""Pieces of text that one rendering may write: loops in loops could go on for days."""
 
 Message = Mapping[str, Any]
 Span = tuple[int, int]
@@ -54,9 +59,12 @@ class ChatTemplate:
         from transformers.utils.chat_template_utils import _compile_jinja_template
 
         try:
+            _refuse_powers(text)
             self._compiled = _compile_jinja_template(text)
         except TemplateSyntaxError as error:
             raise SetupError(f"the chat template is no valid Jinja: line {error.lineno}: {error.message}") from error
+        except RecursionError as error:
+            raise SetupError("the chat template is nested too deeply") from error
         # Jinja would merge its globals anew for each rendering, which takes as long as a short conversation.
         self._given = {**self._compiled.globals, "documents": None, **special_tokens}
         self.text = text
@@ -89,22 +97,57 @@ class ChatTemplate:
         # A template is a program of its own: these are what its expressions raise on values that it was not made for.
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             raise RowError(f"the chat template refuses this conversation: {error}") from error
+        except (RecursionError, MemoryError) as error:
+            raise RowError(f"the chat template does not come to an end: {type(error).__name__}") from error
 
     def _joined(self, messages: Sequence[Message], tools: Any, prompt: bool, marks: list[Span] | None) -> str:
+        pieces = self._pieces(messages, tools, prompt)
         if marks is None:
-            return "".join(self._pieces(messages, tools, prompt))
-        pieces: list[str] = []
+            return _bounded("".join(islice(pieces, MOST_PIECES)), pieces)
+        written: list[str] = []
         marks.clear()
-        with self._compiled.environment.activate_tracker(pieces, marks):
-            for piece in self._pieces(messages, tools, prompt):
-                pieces.append(piece)  # one by one: the tracker counts what has been written before a mark
-        return "".join(pieces)
+        with self._compiled.environment.activate_tracker(written, marks):
+            for piece in islice(pieces, MOST_PIECES):
+                written.append(piece)  # one by one: the tracker counts what has been written before a mark
+            return _bounded("".join(written), pieces)
 
     def _pieces(self, messages: Sequence[Message], tools: Any, prompt: bool) -> Iterator[str]:
         given = {**self._given, "messages": messages, "tools": tools, "add_generation_prompt": prompt}
         context = self._compiled.new_context(given, shared=True)
         pieces: Iterator[str] = self._compiled.root_render_func(context)
         return pieces
+
+
+def _refuse_powers(text: str) -> None:
+    """Raise SetupError for a template with powers: Jinja computes `9 ** (9 ** 9)` when it compiles, and never returns.
+
+    Raises TemplateSyntaxError for a template that can't be parsed.
+    """
+    from jinja2 import Environment, nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.parser import Parser
+
+    class Marks(Extension):
+        """transformers' tag, as far as parsing goes."""
+
+        tags = {"generation"}
+
+        def parse(self, parser: Parser) -> list[nodes.Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    power = next(Environment(extensions=[Marks, loopcontrols]).parse(text).find_all(nodes.Pow), None)
+    if power is not None:
+        raise SetupError(f"the chat template computes a power (`**`, line {power.lineno}), which is refused")
+
+
+def _bounded(text: str, rest: Iterator[str]) -> str:
+    """Return `text`, the first pieces of a rendering; raises RowError if it is too long or there are more."""
+    if len(text) > LONGEST or next(rest, None) is not None:
+        raise RowError(
+            f"the chat template writes more than {MOST_PIECES:,} pieces or {LONGEST // 1_000_000} MB of text"
+        )
+    return text
 
 
 def _with_written_arguments(messages: Sequence[Message]) -> list[Message] | None:

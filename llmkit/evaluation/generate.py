@@ -13,6 +13,7 @@ from llmkit.data.shapes import RowError
 from llmkit.errors import DataError
 from llmkit.evaluation._generation import Prompt, answers, prompt_ids, respond
 from llmkit.evaluation.base import Evaluation, Sample, Score, Subject
+from llmkit.recipe.places import named_path, read_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,7 +50,7 @@ class Generate(Evaluation):
     def check_setup(self, folder: Path) -> None:
         """Raise DataError where the file of prompts is missing or holds a line that is no prompt."""
         if self.prompts is not None:
-            list(_lines(folder / Path(self.prompts).expanduser()))
+            list(_lines(named_path(self.prompts, folder)))
 
     def score(self, subject: Subject) -> Score:
         """Return no metrics, only samples; raises DataError for a missing or unusable file of prompts."""
@@ -65,7 +66,7 @@ class Generate(Evaluation):
                 evaluation="generate",
             )
         else:
-            samples = self._answer_file(subject, subject.folder / Path(self.prompts).expanduser(), seed)
+            samples = self._answer_file(subject, named_path(self.prompts, subject.folder), seed)
         return Score({}, len(samples), samples)
 
     def _answer_file(self, subject: Subject, path: Path, seed: int) -> tuple[Sample, ...]:
@@ -102,7 +103,7 @@ def read_prompts(path: Path, tokenizer: PreTrainedTokenizerBase, limit: int | No
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"the file of prompts can't be read: {error}",
@@ -119,7 +120,7 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _example(line: str, where: str) -> dict[str, Any]:
     try:
         value = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also for numbers and nesting beyond Python's limits
         raise DataError(f"not a JSON object: {error}", where=where) from error
     if not isinstance(value, dict) or not _has_prompt(value):
         raise DataError(

@@ -12,6 +12,7 @@ from pydantic import Field
 from llmkit.errors import DataError, RecipeError, RunError, SetupError, did_you_mean
 from llmkit.evaluation import _metrics
 from llmkit.evaluation._generation import Generated
+from llmkit.recipe.places import named_path
 
 
 class Metric(Generated):
@@ -58,7 +59,7 @@ def find_script(path: str, folder: Path) -> Path:
 
     Raises DataError where it does not exist.
     """
-    place = (folder / Path(path).expanduser()).resolve()
+    place = named_path(path, folder).resolve()
     script = place if place.suffix == ".py" else place / f"{place.name}.py"
     if not script.is_file():
         raise DataError(

@@ -59,7 +59,8 @@ class Merged(Export):
         merged.save_pretrained(folder)
         trained.tokenizer.save_pretrained(folder)
         del merged
-        checks = compare(expected, logits_of(reload(folder, trained.recipe.method.model_class), rows))
+        again = reload(folder, trained.recipe.method.model_class, trained.recipe.model.trust_remote_code)
+        checks = compare(expected, logits_of(again, rows))
         name, limit = self._limit(trained, dtype)
         if not checks[name] <= limit:
             values = ", ".join(f"{key} {value:.2e}" for key, value in checks.items())
@@ -123,12 +124,13 @@ def _take_dequantized(base: PreTrainedModel, trained: PreTrainedModel) -> None:
             weights[key].copy_(weight.to("cpu", torch.float32))
 
 
-def reload(folder: Path, model_class: str) -> PreTrainedModel:
+def reload(folder: Path, model_class: str, trust_remote_code: bool = False) -> PreTrainedModel:
     """Load a saved model as anyone would, with `from_pretrained` alone, in float32."""
     import torch
     import transformers
 
-    return getattr(transformers, model_class).from_pretrained(folder, dtype=torch.float32)
+    auto_class = getattr(transformers, model_class)
+    return auto_class.from_pretrained(folder, dtype=torch.float32, trust_remote_code=trust_remote_code)
 
 
 def logits_of(model: PreTrainedModel, rows: Sequence[Row]) -> list[torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from math import gcd
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 _BATCH = "per_device_train_batch_size"
 _STEPS = "gradient_accumulation_steps"
 
+NEAR = 1000
+"""How far from `num_generations` a size of groups is looked for that would come out whole."""
+
 
 class PolicyMethod(Method):
     """Base of the methods that sample answers, have them rewarded, and learn from the differences in a group."""
@@ -39,11 +43,14 @@ class PolicyMethod(Method):
         Raises RecipeError or SetupError; loads nothing.
         """
         given = _Settings(self.config, recipe.training.kwargs())
-        _check_groups(given)
-        _check_evaluation_groups(given)
+        with recipe.at("training", "num_generations"):
+            _check_groups(given)
+        with recipe.at("training", "per_device_eval_batch_size"):
+            _check_evaluation_groups(given)
         if self.max_kl is not None and not given["beta"] > 0:
             raise RecipeError(
                 f"`method.max_kl: {self.max_kl:g}` bounds the KL divergence, which is not computed with beta 0",
+                where=recipe.origin(("method", "max_kl")),
                 remedy="Set `training.beta`, e.g. 0.04 (it takes a reference model), or leave out `max_kl`.",
             )
         if given["sync_ref_model"] and (recipe.adapter is not None or not given["beta"]):
@@ -52,7 +59,8 @@ class PolicyMethod(Method):
         if given["beta"] and recipe.adapter is not None:
             check_adapter_off(recipe, recipe.adapter.kwargs())
         if given["use_vllm"]:
-            _check_vllm(recipe)
+            with recipe.at("training", "use_vllm"):
+                _check_vllm(recipe)
 
 
 class _Settings(Mapping[str, Any]):
@@ -118,16 +126,20 @@ def _check_product(given: _Settings, steps_name: str, group: int) -> None:
     total = batch * steps
     if total % group == 0:
         return
-    more = next(n for n in range(steps, steps + group + 1) if n * batch % group == 0)
-    larger = next(n for n in range(batch, batch + group + 1) if n * steps % group == 0)
-    divisors = [n for n in range(2, total + 1) if total % n == 0]
-    nearest = min(divisors, key=lambda n: (abs(n - group), n), default=None)
+    more, larger = _next_multiple(steps, group // gcd(batch, group)), _next_multiple(batch, group // gcd(steps, group))
+    # Further away than that, it would be another run.
+    near = range(max(2, group - NEAR), min(total, group + NEAR) + 1)
+    nearest = min((n for n in near if total % n == 0), key=lambda n: (abs(n - group), n), default=None)
     groups = f", or num_generations {nearest}" if nearest else ""
     raise RecipeError(
         f"{batch} completions per batch x {steps} {steps_name} = {total}, and groups of "
         f"`training.num_generations: {group}` don't divide them",
         remedy=f"Nearest that do: {steps_name} {more}, or {_BATCH} {larger}{groups}.",
     )
+
+
+def _next_multiple(number: int, of: int) -> int:
+    return -(-number // of) * of
 
 
 def _check_evaluation_groups(given: _Settings) -> None:

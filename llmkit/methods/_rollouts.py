@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from trl import GRPOTrainer, RLOOTrainer
+from trl.trainer.utils import RepeatSampler
 
 from llmkit.errors import RunError
+from llmkit.methods._kept_rollouts import read_rollouts, write_rollouts
 from llmkit.methods._policy import full_reward
 from llmkit.methods._signals import Signals
 from llmkit.methods._trained_head import score_trained_positions
@@ -29,6 +32,19 @@ become unlikely weighs exp(log-ratio), so one token can make a step's mean."""
 
 SAMPLES = 4
 """Completions of each generation that are kept: the best and the worst of the first group, and two more."""
+
+
+class EachEpoch(RepeatSampler):
+    """TRL's sampler, with an order that depends on the seed and the epoch alone.
+
+    Its own draws each epoch's order after that of the epoch before: a run that goes on in a later one would begin with
+    the first order again.
+    """
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the order of an epoch; accelerate's loader says which one it is."""
+        if self.shuffle:
+            self.generator.manual_seed(self.seed + epoch)
 
 
 class _Rollouts(_Trainer):
@@ -155,6 +171,25 @@ class _Rollouts(_Trainer):
             samples.append(sample)
         return samples
 
+    # --- Checkpoints -------------------------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, dataset: Any = None) -> EachEpoch:
+        trls = super()._get_train_sampler(dataset)
+        names = ("data_source", "mini_repeat_count", "batch_size", "repeat_count", "shuffle", "seed")
+        return EachEpoch(**{name: getattr(trls, name) for name in names})
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        # Between two generations nothing is left to learn from: the next batch is sampled.
+        within = self._step % (self.args.steps_per_generation * self.num_iterations) != 0
+        checkpoint = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        write_rollouts(checkpoint, self._step, (self._buffered_inputs or []) if within else [])
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._step, batches = read_rollouts(Path(resume_from_checkpoint), self.accelerator.device)
+        self._buffered_inputs = batches or None
+
     # --- Logs --------------------------------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -164,6 +199,8 @@ class _Rollouts(_Trainer):
             # A run that goes on from a checkpoint has said what it had to say about the steps before it.
             for entry in self.state.log_history:
                 self._signals.observe(entry["step"], entry)
+                if self._max_kl is not None and "loss" in entry and "kl" in entry:
+                    self._count(self._max_kl, entry["kl"])
             self._caught_up = True
         super().log(logs, start_time)
         if "loss" not in logs:
@@ -173,9 +210,12 @@ class _Rollouts(_Trainer):
         if self._max_kl is not None and "kl" in logs:
             self._hold(self._max_kl, logs["kl"], step)
 
+    def _count(self, bound: float, kl: float | None) -> None:
+        self._beyond = self._beyond + 1 if kl is None or kl > bound else 0
+
     def _hold(self, bound: float, kl: float | None, step: int) -> None:
         """Raise RunError where the divergence is no number, or has been beyond `bound` for some steps in a row."""
-        self._beyond = self._beyond + 1 if kl is None or kl > bound else 0
+        self._count(bound, kl)
         # TRL logs None where all values are NaN: a run that has diverged.
         if kl is not None and self._beyond < PATIENCE:
             return

@@ -1,4 +1,4 @@
-"""Tools and environments that a recipe names as `path/to/file.py:name`: found by their source, loaded when built."""
+"""Tools and environments that a recipe names as `file.py:name`: found by their source, loaded when built."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import DataError, RecipeError, SetupError, did_you_mean
-from llmkit.recipe.functions import load_module
+from llmkit.recipe.functions import load_all, load_function, place, spelled
+from llmkit.recipe.places import read_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,11 +52,13 @@ def check_environment(reference: str, folder: Path) -> None:
 def _definition(key: str, reference: str, folder: Path) -> ast.stmt:
     path, name = _split(key, reference, folder)
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = ast.parse(read_file(path))
     except OSError as error:
         raise SetupError(f"`method.{key}`: {path} can't be read: {error.strerror}") from error
-    except SyntaxError as error:
-        raise SetupError(f"`method.{key}`: {error.msg}", where=f"{path}:{error.lineno}") from error
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        line = getattr(error, "lineno", None)
+        where = f"{path}:{line}" if line else str(path)
+        raise SetupError(f"`method.{key}`: {getattr(error, 'msg', error)}", where=where) from error
     known = {node.name: node for node in tree.body if isinstance(node, (*_FUNCTIONS, ast.ClassDef))}
     if name not in known:
         names = ", ".join(known) or "nothing"
@@ -64,13 +67,14 @@ def _definition(key: str, reference: str, folder: Path) -> ast.stmt:
 
 
 def _split(key: str, reference: str, folder: Path) -> tuple[Path, str]:
-    file, _, name = reference.rpartition(":")
-    if not file.endswith(".py") or not name.isidentifier():
+    try:
+        spelled(reference)
+    except ValueError:
         raise RecipeError(
             f"`method.{key}`: {reference!r} is not of the form path/to/file.py:name",
             remedy="The path starts from the recipe's folder.",
-        )
-    return folder / Path(file).expanduser(), name
+        ) from None
+    return place(reference, folder, f"`method.{key}`")
 
 
 def _check_function(
@@ -98,10 +102,7 @@ def load_tools(references: Sequence[str], folder: Path) -> list[Callable[..., An
     from transformers.utils import get_json_schema
     from transformers.utils.chat_template_utils import DocstringParsingException, TypeHintParsingException
 
-    places = [_split("tools", reference, folder) for reference in references]
-    # Tools of one file share their module, and so what they remember.
-    modules = {path: load_module(path, "`method.tools`") for path in dict.fromkeys(path for path, _ in places)}
-    tools = [getattr(modules[path], name) for path, name in places]
+    tools: list[Callable[..., Any]] = load_all(references, folder, "`method.tools`")
     for reference, tool in zip(references, tools, strict=True):
         try:
             get_json_schema(tool)
@@ -112,8 +113,7 @@ def load_tools(references: Sequence[str], folder: Path) -> list[Callable[..., An
 
 def load_environment(reference: str, folder: Path, rows: Sequence[Row]) -> type:
     """Import the environment class; its `reset` is given the columns of the whole row, and not of TRL's data set."""
-    path, name = _split("environment", reference, folder)
-    base = getattr(load_module(path, "`method.environment`"), name)
+    base: Any = load_function(reference, folder, "`method.environment`")
 
     def reset(self: Any, row: int, **columns: Any) -> Any:
         return base.reset(self, **rows[row].example)

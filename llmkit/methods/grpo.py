@@ -49,12 +49,15 @@ class Grpo(PolicyMethod):
         if (self.tools or self.environment) and asking:
             raise RecipeError(
                 f"evaluation {', '.join(asking)} asks the model without the tools that it learns to use",
+                where=recipe.origin(("evaluation",)),
                 remedy="Leave out `evaluation`: metrics.jsonl and samples.jsonl have the rewards.",
             )
-        for reference in self.tools:
-            check_tool(reference, recipe.folder)
+        for index, reference in enumerate(self.tools):
+            with recipe.at("method", "tools", index):
+                check_tool(reference, recipe.folder)
         if self.environment is not None:
-            check_environment(self.environment, recipe.folder)
+            with recipe.at("method", "environment"):
+                check_environment(self.environment, recipe.folder)
 
     def build_trainer(self, job: Job) -> GRPOTrainer:
         """Build the trainer on the prompts; the rewards get the whole row of each.

@@ -25,7 +25,8 @@ def is_classifier(config: Mapping[str, Any]) -> bool:
 def check_one_label(config: Mapping[str, Any], name: str) -> None:
     """Raise SetupError if the classifier `name`, of which this is the `config.json`, has not exactly one label."""
     # transformers takes two where the file names none.
-    count = len(config.get("id2label") or ("", ""))
+    labels = config.get("id2label")
+    count = len(labels) if isinstance(labels, dict) and labels else 2
     if count != 1:
         raise SetupError(
             f"{name} is a classifier with {count} labels, and a reward model has one",

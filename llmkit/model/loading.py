@@ -6,13 +6,16 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
+from llmkit.data.hub import require_hub
 from llmkit.errors import RecipeError, SetupError
 from llmkit.model.heads import (
     CLASSIFIER,
@@ -44,10 +47,12 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     model = recipe.model
     source = locate(model, recipe.folder)
     path = str(source.adapter) if source.adapter and _has_tokenizer(source.adapter) else loadable(source)
+    stay_silent()
     with _explained(model, source):
         tokenizer = AutoTokenizer.from_pretrained(
             path, revision=_revision(source, model), trust_remote_code=model.trust_remote_code
         )
+    _check_template_names(tokenizer)
     if model.chat_template:
         tokenizer.chat_template = _template(recipe.folder / Path(model.chat_template).expanduser())
     if model.eos_token:
@@ -118,10 +123,12 @@ def load_base(
     if not recipe.model.allow_pickle:
         options["use_safetensors"] = True
     quiet_bitsandbytes()
+    stay_silent()
     with _explained(recipe.model, source):
         path = loadable(source)
         where = {"revision": _revision(source, recipe.model), "trust_remote_code": recipe.model.trust_remote_code}
         config = transformers.AutoConfig.from_pretrained(path, **where).to_dict()
+        _refuse_named_pickle(config, recipe.model)
         _check_kind(config, recipe)
         fresh = scores and not is_classifier(config)
         with fresh_head(_seed(recipe)) if fresh else nullcontext():
@@ -156,6 +163,19 @@ def keep_4bit_weights_in_place(model: PreTrainedModel) -> None:
 def quiet_bitsandbytes() -> None:
     """Hold back bitsandbytes' notices: int8 says for each matrix product of each step that it casts its input."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def stay_silent() -> None:
+    """Keep the libraries from calls that no recipe asks for.
+
+    These are usage statistics (TRL sends some for every trainer, huggingface_hub with every download), and the request
+    to a public service that pickled weights be converted. (TRL 1.16, transformers 5.23, huggingface_hub 2.4)
+    """
+    from huggingface_hub import constants
+
+    # The environment variable of this name is read when the library is imported, which others may have done before.
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
 
 
 def load_stop_ids(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -219,9 +239,11 @@ def _convert(gguf: Path, target: Path) -> None:
             gguf_file=gguf.name,
             dtype=torch.float32,
             quantization_config=GgufConfig(dequantize=True),
+            trust_remote_code=False,  # unset, transformers would ask on the terminal
         )
     model.save_pretrained(target)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(target)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+    tokenizer.save_pretrained(target)
 
 
 def _local_device(device: str) -> str | int:
@@ -242,6 +264,31 @@ def _template(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise SetupError(f"`model.chat_template`: {path} can't be read: {error.strerror}") from error
+
+
+def _check_template_names(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise SetupError for a template whose name is no plain one: it is the name of a file when the model is saved."""
+    names = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else ()
+    for name in names:
+        if not re.fullmatch(r"\w[\w.-]*", str(name)):
+            raise SetupError(
+                f"`model.name`: the tokenizer has a chat template called {name!r}, which can't be the name of a file",
+                remedy="Give the one that is meant as a Jinja file: model: {chat_template: template.jinja}.",
+            )
+
+
+def _refuse_named_pickle(config: Mapping[str, Any], model: Model) -> None:
+    """Raise SetupError for a config that names pickled weights: transformers takes those, whatever else is there."""
+    named = config.get("transformers_weights")
+    if (
+        named
+        and not str(named).endswith((".safetensors", ".safetensors.index.json"))
+        and named not in model.allow_pickle
+    ):
+        raise SetupError(
+            f"`model.name`: the config of {model.name} names pickled weights ({named}), and loading those can run code",
+            remedy=f"Use a safetensors copy, or, if you trust the file: model: {{allow_pickle: [{named}]}}",
+        )
 
 
 def _seed(recipe: Recipe) -> int:
@@ -306,16 +353,47 @@ def agree_on_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 @contextmanager
 def _explained(model: Model, source: ModelSource) -> Iterator[None]:
-    """Turn transformers' OSError for an unreachable, unknown or unusable model into a SetupError."""
+    """Turn transformers' errors for a model that is unreachable, unknown, unusable or code into a SetupError."""
+    if source.kind == "hub" and not _is_cached(model, source):
+        require_hub(f"the model {source.path}")
     try:
         yield
+    except ValueError as error:
+        if "trust_remote_code" in str(error):
+            raise _brings_code(model, source) from error
+        raise _unusable(source, error) from error
+    except UnpicklingError as error:
+        raise SetupError(
+            f"`model.name`: a pickled file of {source.path} holds something else than numbers: loading it could run "
+            "code, so it was not loaded",
+            remedy="Use a safetensors copy.",
+        ) from error
     except OSError as error:
         if error.errno is not None:
             raise  # the machine's own trouble, such as a full disk
-        first = str(error).splitlines()[0]
         if source.kind != "hub":
-            raise SetupError(f"`model.name`: {source.path} can't be loaded: {first}") from error
-        raise _not_on_the_hub(model, first) from error
+            raise _unusable(source, error) from error
+        raise _not_on_the_hub(model, str(error).splitlines()[0]) from error
+
+
+def _is_cached(model: Model, source: ModelSource) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(source.path, "config.json", revision=model.revision), str)
+
+
+def _unusable(source: ModelSource, error: Exception) -> SetupError:
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return SetupError(f"`model.name`: {source.path} can't be loaded: {first}")
+
+
+def _brings_code(model: Model, source: ModelSource) -> SetupError:
+    adapter = f" (the base that the adapter {source.adapter} names)" if source.adapter else ""
+    return SetupError(
+        f"`model.name`: {source.path}{adapter} can only be loaded by Python code that comes with it, which was not run",
+        remedy="Read that code. If you trust it, name the model itself and allow it: "
+        f"model: {{name: {source.path}, trust_remote_code: true}}",
+    )
 
 
 def _not_on_the_hub(model: Model, reason: str) -> SetupError:

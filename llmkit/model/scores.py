@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from llmkit.errors import SetupError
 from llmkit.model.batches import to_read
 from llmkit.model.generation import eval_mode
 from llmkit.model.heads import check_one_label, check_whole, fresh_head, hold_head_in_float32, is_classifier
+from llmkit.model.sources import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,8 +21,7 @@ def read_config(folder: Path, name: str) -> dict[str, Any] | None:
     file = folder / name
     if not file.is_file():
         return None
-    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return config
+    return read_json(file)
 
 
 def check_reward_folder(folder: Path) -> None:
@@ -39,7 +38,7 @@ def check_reward_folder(folder: Path) -> None:
 
 def _check_config(config: dict[str, Any], place: Path | str) -> None:
     if not is_classifier(config):
-        raise _no_reward_model(place, " and ".join(config.get("architectures") or ("a model of unknown kind",)))
+        raise _no_reward_model(place, " and ".join(map(str, config.get("architectures") or ("a model of unknown kind",))))
     check_one_label(config, str(place))
 
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from llmkit.errors import SetupError, did_you_mean
+from llmkit.recipe.links import leading_out
+from llmkit.recipe.places import named_path
 
 if TYPE_CHECKING:
     from llmkit.recipe.recipe import Model
+
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
@@ -34,8 +39,9 @@ def locate(model: Model, folder: Path) -> ModelSource:
     name = model.name
     if name.startswith("package:"):
         return _in_package(name.removeprefix("package:"), model)
-    path = (folder / Path(name).expanduser()).resolve()
-    if path.suffix == ".gguf":
+    written = named_path(name, folder)
+    path = written.resolve()
+    if ".gguf" in (written.suffix, path.suffix):
         if not path.is_file():
             raise SetupError(f"no such GGUF file: {path}", remedy=_siblings(path))
         return ModelSource("gguf", str(path))
@@ -43,6 +49,10 @@ def locate(model: Model, folder: Path) -> ModelSource:
         return _in_folder(path, model)
     if name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1:
         raise SetupError(f"`model.name`: no such folder: {path}", remedy=_siblings(path))
+    if path.exists():
+        raise SetupError(f"`model.name`: {path} is no model folder, and no `.gguf` file")
+    if not HUB_ID.fullmatch(name):
+        raise SetupError(f"`model.name`: no such folder, and no hub id either: {name!r}", remedy=_siblings(path))
     return ModelSource("hub", name)
 
 
@@ -53,8 +63,9 @@ def _siblings(path: Path) -> str | None:
 
 
 def _in_package(name: str, model: Model) -> ModelSource:
-    spec = importlib.util.find_spec(name) if name.isidentifier() else None
-    if spec is None or spec.origin is None:
+    # `__main__` has no file, and beside a module that is no package lies what has nothing to do with it.
+    spec = importlib.util.find_spec(name) if name.isidentifier() and name != "__main__" else None
+    if spec is None or spec.origin is None or not spec.submodule_search_locations:
         raise SetupError(
             f"`model.name`: the package {name!r} with the weights is not installed",
             # Packages that ship weights often depend on a runtime that would be compiled here.
@@ -74,6 +85,7 @@ def _in_package(name: str, model: Model) -> ModelSource:
 def _in_folder(path: Path, model: Model) -> ModelSource:
     if (path / "adapter_config.json").is_file():
         return _base_of_adapter(path, model)
+    _refuse_links(path)
     if not (path / "config.json").is_file():
         raise SetupError(
             f"`model.name`: {path} has no config.json, so it is not a model folder", remedy=_runs_hint(path)
@@ -93,8 +105,20 @@ def _runs_hint(path: Path) -> str | None:
     return None
 
 
+def _refuse_links(path: Path) -> None:
+    """Raise SetupError for a link out of the folder: what it leads to would be read, and saved with what is trained."""
+    templates = (path / "additional_chat_templates").glob("*")
+    for link in leading_out((*path.iterdir(), *templates), path):
+        raise SetupError(
+            f"`model.name`: {link} is a link out of the model's folder",
+            remedy="Put the file itself there, if it is meant.",
+        )
+
+
 def _refuse_pickle(path: Path, model: Model) -> None:
     """Pickled weights run code when they are loaded: only files that the recipe names may be."""
+    for index in path.glob("*.safetensors.index.json"):
+        _check_index(index)
     if any(path.glob("*.safetensors")):
         return
     pickled = sorted(p.name for p in path.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
@@ -109,10 +133,49 @@ def _refuse_pickle(path: Path, model: Model) -> None:
         raise SetupError(f"`model.name`: {path} has no weights (*.safetensors)")
 
 
+def _check_index(index: Path) -> None:
+    """Refuse an index of shards that names anything but safetensors files beside it."""
+    shards = read_json(index).get("weight_map")
+    for shard in shards.values() if isinstance(shards, dict) else ():
+        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise SetupError(f"`model.name`: {index} names {shard!r}, which is no safetensors file beside it")
+
+
 def _base_of_adapter(path: Path, model: Model) -> ModelSource:
-    config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
-    base = config.get("base_model_name_or_path")
-    if not base:
+    _refuse_links(path)
+    _refuse_pickled_adapter(path, model)
+    base = read_json(path / "adapter_config.json").get("base_model_name_or_path")
+    if not base or not isinstance(base, str):
         raise SetupError(f"`model.name`: {path}/adapter_config.json does not name its base model")
+    if (named_path(base, path) / "adapter_config.json").is_file():
+        raise SetupError(f"`model.name`: the base of the adapter {path} is an adapter itself, {base}")
+    if model.trust_remote_code:
+        raise SetupError(
+            f"`model.trust_remote_code` is for the model that the recipe names, and {path} is an adapter that names "
+            f"another one ({base})",
+            remedy=f"Merge the adapter first, or train a new one on `model: {{name: {base}}}`.",
+        )
     found = locate(model.model_copy(update={"name": base}), path)
     return replace(found, adapter=path)
+
+
+def _refuse_pickled_adapter(path: Path, model: Model) -> None:
+    pickled = "adapter_model.bin"
+    if (path / pickled).is_file() and not (path / "adapter_model.safetensors").is_file():
+        if pickled in model.allow_pickle:
+            return
+        raise SetupError(
+            f"`model.name`: the adapter {path} has only pickled weights ({pickled}), and loading those can run code",
+            remedy=f"Use a safetensors copy, or, if you trust the file: model: {{allow_pickle: [{pickled}]}}",
+        )
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Return the object that a JSON file holds; raises SetupError if it holds none."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise SetupError(f"not a JSON object: {error}", where=str(file)) from error
+    if not isinstance(found, dict):
+        raise SetupError("not a JSON object", where=str(file))
+    return found

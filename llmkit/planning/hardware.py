@@ -86,7 +86,7 @@ def parse_hardware(text: str) -> Hardware:
             f"unknown hardware {name!r}{did_you_mean(name, choices)}",
             remedy=f"Choose one of {', '.join(choices)}; `NAME:COUNT` for several devices, `cpu:COUNT` for cores.",
         )
-    if colon and (name == "this" or not number.isdecimal() or int(number) < 1):
+    if colon and (name == "this" or not number.isdecimal() or len(number) > 6 or int(number) < 1):
         raise RecipeError(f"hardware {text!r}: a count is a number from 1 after the name, and `this` takes none")
     if name == "this":
         return probe()

@@ -48,6 +48,9 @@ GONE: dict[str, str] = {
 }
 """Training arguments of older versions that no field replaces, each with what to do instead."""
 
+HINTED = 20
+"""Unknown fields of a section for which the closest known one is looked for."""
+
 _JSON_SCHEMA = {"bool": "boolean", "int": "integer", "float": "number", "str": "string", "list": "array",
                 "dict": "object", "null": "null"}  # fmt: skip
 _NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -101,7 +104,8 @@ def one_of(value: str, choices: Iterable[str]) -> str:
     """Return `value` if it is one of `choices`, else raise ValueError."""
     known = tuple(choices)
     if value not in known:
-        raise ValueError(f"must be one of {', '.join(known)}, not {value!r}{did_you_mean(value, known)}")
+        shown = repr(value) if len(value) <= 60 else f"{value[:57]!r}..."
+        raise ValueError(f"must be one of {', '.join(known)}, not {shown}{did_you_mean(value, known)}")
     return value
 
 
@@ -125,7 +129,9 @@ def check(
         if key in reserved:
             message = f"{key!r} is set by llmkit: {reserved[key]}"
         elif key not in fields:
-            message = f"unknown field {key!r} of {config}{_hint(config, key, candidates)}"
+            # What is meant by one of thousands of keys is not worth the seconds.
+            hint = _hint(config, key, candidates) if len(errors) < HINTED else ""
+            message = f"unknown field {key!r} of {config}{hint}"
         else:
             message = _problem(fields[key], value)
         if message:
@@ -152,6 +158,8 @@ def _problem(field: FieldInfo, value: Any) -> str:
             return f"{name!r} takes a Python object, which a recipe can't hold"
         shown = kind if value is None else f"{kind} {reprlib.repr(value)}"
         return f"{name!r} takes {' or '.join(types)}, not {shown}{_number_hint(value, types)}"
+    if isinstance(value, float) and math.isnan(value):
+        return f"{name!r} takes a number, not nan"
     if not field.choices:
         return ""
     for word in value if kind == "list" else [value]:

@@ -11,18 +11,22 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.scalarbool import ScalarBoolean
 
 from llmkit.errors import RecipeError, did_you_mean
 from llmkit.recipe import fields
-from llmkit.recipe.problems import Problem, field_problems, problems_of
+from llmkit.recipe.places import named_path, read_file
+from llmkit.recipe.problems import SHOWN, Problem, field_problems, problems_of, shortened
+from llmkit.recipe.reading import DEEPEST, UNFIT, TextError, read_values
 from llmkit.recipe.recipe import Recipe, Training
 from llmkit.recipe.spec import KeyPath, Room
 
 METHODS = Room("llmkit.methods")
+
+LARGEST = 256 * 1024
+"""Bytes of a recipe file."""
+
+LONGEST_CHAIN = 16
+"""Recipes that extend each other."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,13 @@ class Document:
         return stream.getvalue()
 
     def origin(self, path: KeyPath) -> str:
-        """Return who set `path`, or the nearest section around it: `file:line` or `--set a.b=c`."""
+        """Return who set `path`, or the nearest section around it: `file:line` or `--set a.b=c`.
+
+        What the whole file lacks, it lacks from its first line on.
+        """
         while path and path not in self.origins:
             path = path[:-1]
-        return self.origins.get(path, str(self.path))
+        return self.origins.get(path, f"{self.path}:1")
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -77,12 +84,13 @@ def build_recipe(document: Document) -> Recipe:
 
 def read_document(path: Path, overrides: Iterable[str] = ()) -> Document:
     """Read a recipe file with its `extends` chain and apply `overrides`; raises RecipeError."""
-    values, origins = _read_chain(path, ())
+    text = _read_text(path)
+    values, origins = _read_chain(path, text, ())
     changes = list(overrides)
     merged = bool(changes) or ("extends",) in origins
     for override in changes:
         _apply_override(values, origins, override)
-    return Document(path, values, origins, None if merged else _read_text(path))
+    return Document(path, values, origins, None if merged else text)
 
 
 def _skipped_training_problems(values: dict[str, Any], found: list[Problem]) -> list[Problem]:
@@ -100,74 +108,70 @@ def _skipped_training_problems(values: dict[str, Any], found: list[Problem]) -> 
 
 
 def _refusal(document: Document, problems: list[Problem]) -> RecipeError:
-    lines = [f"{document.origin(p.path)}: {p.message}" for p in problems]
-    return RecipeError("\n".join(lines))
+    lines = [f"{document.origin(problem.path)}: {shortened(problem.message)}" for problem in problems]
+    more = f"\n{len(lines) - SHOWN} more problems" if len(lines) > SHOWN else ""
+    return RecipeError("\n".join(lines[:SHOWN]) + more)
 
 
-def _read_chain(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[KeyPath, str]]:
-    resolved = path.resolve()
-    if resolved in seen:
-        chain = " -> ".join(str(p.name) for p in (*seen, resolved))
-        raise RecipeError(f"`extends` goes in a circle: {chain}", where=str(path))
-    node = _parse(path)
-    values: dict[str, Any] = {}
-    origins: dict[KeyPath, str] = {}
-    parent = node.get("extends")
-    if parent is not None:
-        if not isinstance(parent, str):
-            raise RecipeError("`extends` takes one path of a recipe file", where=f"{path}:{_line(node, 'extends')}")
-        base = path.parent / Path(parent).expanduser()
-        if not base.is_file():
-            raise RecipeError(f"no such recipe: {base}{_near(base)}", where=f"{path}:{_line(node, 'extends')}")
-        values, origins = _read_chain(base, (*seen, resolved))
-    own, own_origins = _plain(node, str(path))
-    own.pop("extends", None)
-    _merge(values, origins, own, own_origins)
-    return values, origins
+def _read_chain(path: Path, text: str, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+    """Return the values of a recipe, merged over those of the recipe that it extends, and who set each of them."""
+    own, lines = _parse(path, text)
+    origins = {keys: f"{path}:{line}" for keys, line in lines.items()}
+    parent = own.pop("extends", None)
+    if parent is None:
+        return own, origins
+    seen = (*seen, path.resolve())
+    base = _parent(parent, path, seen, origins[("extends",)])
+    values, inherited = _read_chain(base, _read_text(base), seen)
+    _merge(values, inherited, own, origins)
+    return values, inherited
 
 
-def _parse(path: Path) -> CommentedMap:
-    text = _read_text(path)
+def _parent(named: Any, path: Path, seen: tuple[Path, ...], where: str) -> Path:
+    """Return the file that `extends: named` means in the recipe `path`; raises RecipeError with its place, `where`."""
+    if not isinstance(named, str):
+        raise RecipeError("`extends` takes one path of a recipe file", where=where)
     try:
-        node = _load(text)
-    except DuplicateKeyError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        key = (error.problem or "").split('"')[1] if '"' in (error.problem or "") else "?"
-        raise RecipeError(f"key {key!r} stands twice in the same section", where=f"{path}:{line}") from error
-    except MarkedYAMLError as error:
-        raise _syntax_error(path, text, error) from error
-    except YAMLError as error:
-        raise RecipeError(f"not valid YAML: {error}", where=str(path)) from error
-    if node is None:
+        base = named_path(named, path.parent)
+    except RecipeError as error:
+        raise RecipeError(f"`extends`: {error.what}", where=where) from error
+    if not base.is_file():
+        raise RecipeError(f"no such recipe: {base}{_near(base)}", where=where)
+    if base.resolve() in seen:
+        chain = " -> ".join(p.name for p in (*seen, base.resolve()))
+        raise RecipeError(f"`extends` goes in a circle: {chain}", where=where)
+    if len(seen) >= LONGEST_CHAIN:
+        raise RecipeError(f"more than {LONGEST_CHAIN} recipes extend each other", where=where)
+    return base
+
+
+def _parse(path: Path, text: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+    try:
+        values, lines = read_values(text)
+    except TextError as error:
+        raise RecipeError(str(error), where=f"{path}:{error.line}") from error
+    if values is None:
         raise RecipeError("the file is empty", where=str(path), remedy="`llmkit recipes` lists recipes to start from.")
-    if not isinstance(node, CommentedMap):
+    if not isinstance(values, dict):
         raise RecipeError("a recipe is a mapping with the sections model, data and method", where=f"{path}:1")
-    return node
-
-
-def _load(text: str) -> Any:
-    """Return ruamel's round-trip nodes of a YAML text; raises YAMLError whatever is wrong with it."""
-    try:
-        return YAML(typ="rt").load(text)
-    except (ValueError, KeyError) as error:  # a value that its tag or its form promises and is not: 2020-13-45
-        raise YAMLError(str(error)) from error
-    except RecursionError:
-        raise YAMLError("nested too deeply") from None
+    return values, lines
 
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        content = read_file(path, LARGEST)
     except FileNotFoundError:
         remedy = "`llmkit recipes` lists the shipped ones."
         raise RecipeError(f"no such recipe: {path}{_near(path)}", remedy=remedy) from None
     except IsADirectoryError:
         raise RecipeError(f"{path} is a folder, not a recipe file") from None
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"can't be read: {getattr(error, 'strerror', error)}", where=str(path)) from error
+    try:
+        return content.decode().replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
+        line = content[: error.start].count(b"\n") + 1
         raise RecipeError("not UTF-8", where=f"{path}:{line}", remedy="Save the file as UTF-8.") from error
-    except OSError as error:
-        raise RecipeError(f"can't be read: {error.strerror}", where=str(path)) from error
 
 
 def _near(path: Path) -> str:
@@ -175,59 +179,11 @@ def _near(path: Path) -> str:
     return did_you_mean(path.name, names)
 
 
-def _syntax_error(path: Path, text: str, error: MarkedYAMLError) -> RecipeError:
-    mark = error.problem_mark or error.context_mark
-    line = mark.line + 1 if mark else 1
-    marked = text.split("\n")[line - 1 : line]
-    if any("\t" in one[: len(one) - len(one.lstrip())] for one in marked):
-        return RecipeError("YAML does not allow tabs here; indent with spaces", where=f"{path}:{line}")
-    return RecipeError(f"not valid YAML: {error.problem or error.context}", where=f"{path}:{line}")
-
-
-def _line(node: CommentedMap | CommentedSeq, key: str | int) -> int:
-    """Return the 1-based line of `key` in `node`; flow sequences have no entry of their own for an item."""
-    places = node.lc.data or {}
-    if key in places:
-        return int(places[key][0]) + 1
-    return int(node.lc.line) + 1
-
-
-def _plain(node: Any, file: str, path: KeyPath = ()) -> tuple[Any, dict[KeyPath, str]]:
-    """Turn ruamel's round-trip nodes into plain values and note the place of each key."""
-    origins: dict[KeyPath, str] = {}
-    if isinstance(node, CommentedMap):
-        result: Any = {}
-        for key in node:
-            place = f"{file}:{_line(node, key)}"
-            name = key if isinstance(key, str) else str(key)
-            value, inner = _plain(node[key], file, (*path, name))
-            result[name] = value
-            origins |= {(*path, name): place, **inner}
-        return result, origins
-    if isinstance(node, CommentedSeq):
-        result = []
-        for index, item in enumerate(node):
-            value, inner = _plain(item, file, (*path, index))
-            result.append(value)
-            origins |= {(*path, index): f"{file}:{_line(node, index)}", **inner}
-        return result, origins
-    return _scalar(node), origins
-
-
-def _scalar(value: Any) -> Any:
-    # ruamel wraps numbers and strings in subclasses that remember their spelling; an anchored `true` is an int there.
-    if isinstance(value, ScalarBoolean):
-        return bool(value)
-    for kind in (bool, int, float, str):
-        if isinstance(value, kind):
-            return kind(value)
-    return value
-
-
 def _merge(
     values: dict[str, Any], origins: dict[KeyPath, str], new: Mapping[str, Any], places: Mapping[KeyPath, str]
 ) -> None:
     """Merge `new` over `values`: mappings key by key, everything else (null included) replaces what was there."""
+    replaced: set[KeyPath] = set()
 
     def merge(into: dict[str, Any], over: Mapping[str, Any], path: KeyPath) -> None:
         for key, value in over.items():
@@ -236,11 +192,12 @@ def _merge(
             if isinstance(old, dict) and isinstance(value, Mapping) and not _other_variant(old, value):
                 merge(old, value, here)
             else:
-                for stale in [p for p in origins if p[: len(here)] == here]:
-                    del origins[stale]
+                replaced.add(here)
                 into[key] = value
 
     merge(values, new, ())
+    for stale in [p for p in origins if any(p[:depth] in replaced for depth in range(1, len(p) + 1))]:
+        del origins[stale]
     origins.update(places)
 
 
@@ -251,14 +208,21 @@ def _other_variant(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
 def _apply_override(values: dict[str, Any], origins: dict[KeyPath, str], override: str) -> None:
     key, equals, text = override.partition("=")
-    origin = f"--set {override}"
+    origin = shortened(f"--set {override}")
     if not equals or not key.strip():
-        raise RecipeError(f"--set takes key=value, e.g. --set training.learning_rate=1e-4, not {override!r}")
+        what = f"--set takes key=value, e.g. --set training.learning_rate=1e-4, not {override!r}"
+        raise RecipeError(shortened(what))
+    if UNFIT.search(key):
+        raise RecipeError(shortened(f"--set {key!r}: no key has such characters"))
+    keys = key.strip().split(".")
+    if len(keys) > DEEPEST:
+        raise RecipeError(f"nested too deeply: no key has {len(keys)} parts", where=origin)
     try:
-        value, _ = _plain(_load(text), origin)
-    except YAMLError as error:
-        raise RecipeError(f"the value is not valid YAML: {text!r}", where=origin) from error
-    parts = _assign(values, key.strip().split("."), value, origin)
+        value, _ = read_values(text)
+    except TextError as error:
+        what = f"the value is not valid YAML: {shortened(repr(text))}: {str(error).removeprefix('not valid YAML: ')}"
+        raise RecipeError(what, where=origin) from error
+    parts = _assign(values, keys, value, origin)
     for stale in [p for p in origins if p[: len(parts)] == parts]:
         del origins[stale]
     for depth in range(1, len(parts)):
@@ -282,7 +246,8 @@ def _assign(values: dict[str, Any], keys: list[str], value: Any, origin: str) ->
         last = depth == len(keys) - 1
         place = ".".join(map(str, path))
         if isinstance(node, list):
-            index = int(key) if key.isascii() and key.isdigit() else len(node) + 1
+            # Longer numbers are no places, and Python reads none of thousands of digits.
+            index = int(key) if key.isascii() and key.isdigit() and len(key) < 10 else len(node) + 1
             if index > len(node) or (index == len(node) and not last):
                 raise RecipeError(f"`{place}` is a list of {len(node)}; {key!r} is not one of its places", where=origin)
             path = (*path, index)

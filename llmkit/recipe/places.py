@@ -1,12 +1,17 @@
-"""Where llmkit keeps what it makes again and again, and how it knows that a file is still the same."""
+"""What a recipe's paths mean, where llmkit keeps what it makes again and again, and which files are still the same."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
 import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
+
+from llmkit.errors import RecipeError
 
 SETTLED = 1_000_000_000
 """Nanoseconds after which a file that is written again has another time of change."""
@@ -17,6 +22,35 @@ def cache_folder() -> Path:
     if chosen := os.environ.get("LLMKIT_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "llmkit"
+
+
+def named_path(written: str, folder: Path) -> Path:
+    """Return the path that a recipe in `folder` means by `written`, be there a file or not; `~` is the home folder.
+
+    Raises RecipeError for what can be no path here: the home of an unknown user, links in a circle, a name that is too
+    long, a folder that may not be looked into.
+    """
+    try:
+        path = folder / Path(written).expanduser()
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()
+    except (OSError, RuntimeError, ValueError) as error:
+        shown = repr(written) if len(written) <= 60 else f"{written[:57]!r}..."
+        raise RecipeError(f"{shown} can't be a path here: {getattr(error, 'strerror', error)}") from error
+    return path
+
+
+def read_file(path: Path, most: int | None = None) -> bytes:
+    """Return the bytes of a regular file of at most `most` bytes.
+
+    Raises OSError for any other: a pipe would be waited for, and /dev/zero never ends.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    if most is not None and found.st_size > most:
+        raise OSError(errno.EFBIG, f"it has {found.st_size} bytes, and may have {most}", str(path))
+    return path.read_bytes()
 
 
 def file_hash(path: Path) -> str:

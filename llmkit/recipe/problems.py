@@ -20,6 +20,18 @@ COMBINATIONS = {
 }
 
 
+SHOWN = 10
+"""Problems that are said at once."""
+
+LONGEST = 1000
+"""Characters of what is said of one."""
+
+
+def shortened(text: str) -> str:
+    """Return `text`, without its middle if it is too long to be read."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing that is wrong: the key path it stands at and a sentence."""
@@ -31,7 +43,7 @@ class Problem:
 def problems_of(error: ValidationError, values: Any, root: type[BaseModel]) -> list[Problem]:
     """Turn a ValidationError of the model `root`, raised for `values`, into problems in order of the file."""
     found: list[Problem] = []
-    for item in error.errors():
+    for item in error.errors()[: 10 * SHOWN]:  # looking for what is meant by thousands of keys takes seconds
         cause = item.get("ctx", {}).get("error")
         path = _existing(item["loc"], values, keep_last=item["type"] == "missing")
         if isinstance(cause, FieldsError):
@@ -107,7 +119,7 @@ def _problem(item: dict[str, Any], path: KeyPath, values: Any, root: type[BaseMo
     if kind == "literal_error":
         choices = [c.strip("'") for c in item["ctx"]["expected"].replace(" or ", ", ").split(", ")]
         close = did_you_mean(str(item["input"]), choices)
-        return Problem(path, f"`{name}` must be one of {', '.join(choices)}, not {item['input']!r}{close}")
+        return Problem(path, f"`{name}` must be one of {', '.join(choices)}, not {_short(item['input'])}{close}")
     text = str(item["ctx"]["error"]) if kind == "value_error" else _first_lower(item["msg"])
     given = f" (it is {_short(_value_at(path, values))})" if kind != "value_error" else ""
     return Problem(path, f"`{name}`: {text}{given}")

@@ -7,14 +7,17 @@ Specs found in their own rooms (`union_of`), so that a new method or export targ
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, PrivateAttr, Tag, field_validator, model_validator
 
+from llmkit.errors import LlmkitError, SetupError
 from llmkit.recipe import fields
 from llmkit.recipe.functions import spelled
+from llmkit.recipe.problems import shortened
 from llmkit.recipe.spec import KeyPath, LibrarySpec, Spec, union_of, variant_names
 
 if TYPE_CHECKING:
@@ -290,6 +293,12 @@ class Training(LibrarySpec):
         "do_eval": "use the `evaluation` section",
         "do_predict": "use the `evaluation` section",
         "push_to_hub": "llmkit uploads nothing by itself",
+        "save_total_limit": "use `checkpoints.keep`",
+        "save_only_model": "a checkpoint that can't be continued is none; `model/` in the run folder has the weights",
+        "enable_jit_checkpoint": "llmkit writes a checkpoint on SIGTERM, SIGINT and SIGUSR1 by itself",
+        "logging_nan_inf_filter": "it would hide a loss that is not finite; use `stability`",
+        "ignore_data_skip": "a resumed run sees the rows that the straight one would have seen",
+        "restore_callback_states_from_checkpoint": "`--resume` always restores them",
         "disable_tqdm": "llmkit draws its own progress",
     }
 
@@ -303,6 +312,36 @@ class Limits(Spec):
 
     tokens: int | None = Field(default=None, gt=0)
     """Tokens to learn from, without padding, over all sessions."""
+
+
+class Keep(Spec):
+    """Which checkpoints stay on disk; all others are removed when a newer one is whole."""
+
+    last: int = Field(default=2, ge=1)
+    """The newest ones. With two, one that turns out to be damaged costs no more than the steps between them."""
+
+    best: int = Field(default=0, ge=0)
+    """Those that scored best by `training.metric_for_best_model` (the evaluation loss if unset) while training."""
+
+    every: int | None = Field(default=None, ge=1)
+    """Also each one whose step is a multiple of this."""
+
+
+class Checkpoints(Spec):
+    """The checkpoints that `--resume` goes on from; `training.save_strategy` and `save_steps` say when."""
+
+    keep: Keep = Keep()
+    """Which of them stay on disk."""
+
+
+class Stability(Spec):
+    """What happens when a loss or a gradient is not a finite number."""
+
+    on_nan: Literal["stop", "skip"] = "stop"
+    """`stop` ends the run before the weights are touched; `skip` leaves the step out, and says so."""
+
+    max_skips: int = Field(default=10, ge=1)
+    """Steps that `skip` may leave out, over the whole run; the next one stops it."""
 
 
 class HardwareChoice(Spec):
@@ -345,6 +384,12 @@ class Recipe(Spec):
     limits: Limits = Limits()
     """What the run may take; a run that is resumed may have other limits than before."""
 
+    checkpoints: Checkpoints = Checkpoints()
+    """What `--resume` goes on from."""
+
+    stability: Stability = Stability()
+    """What happens when a loss or a gradient is not a finite number."""
+
     hardware: HardwareChoice = HardwareChoice()
     """Where to run."""
 
@@ -365,6 +410,19 @@ class Recipe(Spec):
     def origin(self, path: KeyPath) -> str:
         """Return who set the value at `path`: `file:line`, `--set a.b=c`, or `recipe` for one made in Python."""
         return self._origin(path)
+
+    @contextmanager
+    def at(self, *path: str | int) -> Iterator[None]:
+        """Name the place of `path` in what a check says that knows only its own section, and in what the system says."""
+        try:
+            yield
+        except LlmkitError as error:
+            place = self.origin(path)
+            error.what = shortened(error.what)
+            error.where = f"{place}: {shortened(error.where)}" if error.where else place
+            raise
+        except OSError as error:
+            raise SetupError(f"{error.filename} can't be read: {error.strerror}", where=self.origin(path)) from error
 
     def placed(
         self, folder: Path, written: str | None = None, origin: Callable[[KeyPath], str] | None = None

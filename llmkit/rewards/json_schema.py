@@ -21,6 +21,7 @@ from pydantic import PrivateAttr, model_validator
 
 from llmkit.data.shapes import RowError
 from llmkit.errors import DataError, RecipeError
+from llmkit.recipe.places import named_path, read_file
 from llmkit.rewards._packages import check_package
 from llmkit.rewards.base import Reward
 
@@ -86,16 +87,16 @@ class JsonSchema(Reward):
                 return build_validator(self.json_schema)
             except ValueError as error:
                 raise RecipeError(f"reward `{self.name}`: {error}", where="`json_schema`") from error
-        path = folder / Path(self.json_schema).expanduser()
+        path = named_path(self.json_schema, folder)
         try:
-            return build_validator(json.loads(path.read_text(encoding="utf-8")))
+            return build_validator(json.loads(read_file(path).decode()))
         except OSError as error:
             raise DataError(
                 f"reward `{self.name}`: the schema can't be read: {error.strerror}",
                 where=str(path),
                 remedy="A relative `json_schema` is taken from the recipe's folder.",
             ) from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"reward `{self.name}`: {error}", where=str(path)) from error
 
     def _row_validator(self, row: Mapping[str, Any]) -> Any:
@@ -115,9 +116,10 @@ def build_validator(schema: Any) -> Any:
         raise ValueError(f"a JSON Schema is an object, not {schema!r:.80}")
     validators = importlib.import_module("jsonschema.validators")
     draft = schema.get("$schema") if isinstance(schema, dict) else None
-    cls = validators.validator_for(schema, default=None) if draft else validators.Draft202012Validator
-    if cls is None:
-        raise ValueError(f"jsonschema knows no draft {draft!r}")
+    known = draft is None or isinstance(draft, str)
+    cls = validators.validator_for(schema, default=None) if draft and known else validators.Draft202012Validator
+    if not known or cls is None:
+        raise ValueError(f"jsonschema knows no draft {draft!r:.80}")
     try:
         cls.check_schema(schema)
     except importlib.import_module("jsonschema.exceptions").SchemaError as error:
@@ -125,6 +127,8 @@ def build_validator(schema: Any) -> Any:
             _check_pattern(error.instance)
         place = "/".join(str(part) for part in error.absolute_path)
         raise ValueError(f"no valid JSON Schema: {error.message:.200}" + (f" (at {place})" if place else "")) from error
+    except (OverflowError, RecursionError) as error:  # a pattern that Python's own compiler gives up on
+        raise ValueError(f"no valid JSON Schema: {error}") from error
     registry = importlib.import_module("jsonschema_specifications").REGISTRY
     _check_parts(schema, cls.META_SCHEMA["$schema"], registry)
     # A registry of one's own: jsonschema's default fetches what a `$ref` leads to.
@@ -156,8 +160,8 @@ def _check_parts(schema: Any, draft: str, registry: Any) -> None:
 def _check_pattern(pattern: str) -> None:
     try:
         re.compile(pattern)
-    except re.error as error:
-        what = f"the pattern {pattern!r} is no regular expression of Python, which jsonschema uses: {error}"
+    except (re.error, OverflowError, RecursionError) as error:
+        what = f"the pattern {pattern!r:.80} is no regular expression of Python, which jsonschema uses: {error}"
         raise ValueError(what) from error
 
 

@@ -97,7 +97,7 @@ class Judge(Reward):
             is_address = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
         except ValueError:  # a port that is no number, a bracket that stays open
             is_address = False
-        if not is_address or not self.url.isascii() or " " in self.url:
+        if not is_address or not self.url.isascii() or not self.url.isprintable() or " " in self.url:
             raise RecipeError(f"`url` of reward `{self.name}` must start with http:// or https:// and name a host")
         if parts.username is not None or parts.query or parts.fragment:
             # Not shown: what stands there may be the key, and the url is part of messages.

@@ -34,7 +34,7 @@ class Python(Reward):
     """Whatever the function returns; an error in it, or no finite number, stops the run and names the row."""
 
     function: str
-    """`FILE.py:NAME`, the file relative to the recipe's folder."""
+    """`FILE.py:NAME`, the file in the recipe's folder or below it, or `package.module:NAME` of an installed package."""
 
     _function: Any = PrivateAttr(default=None)
 

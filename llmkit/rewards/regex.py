@@ -40,7 +40,7 @@ class Regex(Reward):
         regex = importlib.import_module("regex")
         try:
             regex.compile(value)
-        except regex.error as error:
+        except (regex.error, RecursionError) as error:
             raise ValueError(f"is no regular expression: {error}") from error
         return value
 

@@ -17,6 +17,7 @@ from pydantic import Field, PrivateAttr
 from llmkit.data.shapes import RowError, UnlearnableError
 from llmkit.errors import SetupError
 from llmkit.model.scores import check_reward_folder, load_reward_model, score_sequences
+from llmkit.recipe.places import named_path
 from llmkit.rewards.base import Reward, ScoreError
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def _located(path: str, folder: Path) -> Path | str:
 
     Raises SetupError where there is neither.
     """
-    place = (folder / Path(path).expanduser()).resolve()
+    place = named_path(path, folder).resolve()
     if (place / "recipe.yaml").is_file():
         if not (place / "model").is_dir():
             raise SetupError(
@@ -116,6 +117,8 @@ def _located(path: str, folder: Path) -> Path | str:
         return place / "model"
     if place.is_dir():
         return place
+    if place.exists():
+        raise SetupError(f"reward `reward_model`: {place} is a file, and no folder of a model")
     is_here = Path(path).is_dir()
     if is_here or path.startswith((".", "/", "~", "runs/")) or path.endswith("/") or path.count("/") > 1:
         here = f" There is one in the current folder: {Path(path).resolve()}." if is_here else ""

@@ -8,6 +8,8 @@ import shutil
 from llmkit.exports.base import Exported, Trained
 from llmkit.runs.folder import RunFolder
 from llmkit.runs.progress import Narrator
+from llmkit.runs.proving.records import record
+from llmkit.runs.recovery.manifest import MANIFEST, write_manifest
 
 
 def export_all(trained: Trained, folder: RunFolder, narrator: Narrator) -> list[Exported]:
@@ -24,6 +26,7 @@ def export_all(trained: Trained, folder: RunFolder, narrator: Narrator) -> list[
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         found = target.export(trained, scratch)
+        write_manifest(scratch)
         shutil.rmtree(place, ignore_errors=True)
         os.replace(scratch, place)
         checks = ", ".join(f"{name} {value:.3g}" for name, value in found.checks.items())
@@ -31,4 +34,5 @@ def export_all(trained: Trained, folder: RunFolder, narrator: Narrator) -> list[
         done.append(Exported(kind, place, found.checks))
     if done:
         folder.write_json("export.json", [{"type": e.type, "path": str(e.path), "checks": e.checks} for e in done])
+        record(folder, *(f"export/{exported.type}/{MANIFEST}" for exported in done))
     return done

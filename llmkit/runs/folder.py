@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from llmkit.data.cache import source_hashes
 from llmkit.errors import DataError, SetupError
+from llmkit.recipe.functions import hooks
 from llmkit.recipe.places import file_hash
+from llmkit.recipe.secrets import redact
+from llmkit.runs.proving.records import SEAL, seal
 
 if TYPE_CHECKING:
     from llmkit.recipe.recipe import Recipe
@@ -31,6 +33,11 @@ LOCKED_PACKAGES = (
 )  # fmt: skip
 
 
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
+BEFORE_RECIPE = frozenset({"resolved.yaml", "plan.json", "lock.json", "log.txt"})
+"""What a run writes before its recipe, with which it can be opened again."""
+
+
 class RunFolder:
     """One run on disk. JSON and YAML files are replaced atomically; the `.jsonl` files and `log.txt` only grow."""
 
@@ -39,8 +46,11 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path) -> RunFolder:
-        """Make a new run folder; raises SetupError if `path` already holds something or can't be written."""
-        if path.is_dir() and any(path.iterdir()):
+        """Make a new run folder; raises SetupError if `path` already holds something or can't be written.
+
+        What a run wrote that was killed before it had written its recipe counts for nothing.
+        """
+        if path.is_dir() and not _is_unbegun(path):
             what = "another run" if (path / "recipe.yaml").exists() else "other files"
             raise SetupError(
                 f"{path} holds {what}, and llmkit never overwrites",
@@ -50,7 +60,9 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise SetupError(f"{path} is not a folder that can be made: {error.strerror}") from error
-        except PermissionError as error:
+        except OSError as error:
+            if error.errno not in NOT_WRITABLE:
+                raise
             raise SetupError(f"{path} can't be written: {error.strerror}", remedy="Choose --out FOLDER.") from error
         return cls(path)
 
@@ -67,8 +79,18 @@ class RunFolder:
     def open(cls, path: Path) -> RunFolder:
         """Open an existing run folder; raises SetupError if `path` is none."""
         missing = [name for name in ("recipe.yaml", "lock.json") if not (path / name).is_file()]
+        if missing and path.is_dir() and _is_unbegun(path):
+            raise SetupError(f"{path} was stopped before it began", remedy="Start it again without --resume.")
         if missing:
-            raise SetupError(f"{path} is not a run folder (it has no {' and no '.join(missing)})")
+            left = f"{path} is not a run folder (it has no {' and no '.join(missing)})"
+            raise SetupError(left, remedy="Put that back as it was, or start a new run (--out FOLDER).")
+        for place, folders, files in os.walk(path):
+            for link in (Path(place, name) for name in (*folders, *files)):
+                if link.is_symlink():
+                    raise SetupError(
+                        f"{link} is a link, and a run writes into its own folder alone",
+                        remedy="Put the files themselves there; the run folder as a whole may be a link.",
+                    )
         return cls(path)
 
     @property
@@ -82,7 +104,7 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def last_checkpoint(self) -> Path | None:
-        """Return the newest checkpoint, or None."""
+        """Return the newest checkpoint, or None; `Checkpoints.last` looks whether it is still whole."""
         found = [p for p in self.checkpoints.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
         return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
 
@@ -90,7 +112,7 @@ class RunFolder:
         """Write a file beside its place and move it there, so that no reader ever sees half of it."""
         target = self.path / name
         scratch = target.with_name(f".{target.name}.tmp")
-        scratch.write_text(text, encoding="utf-8")
+        scratch.write_text(redact(text), encoding="utf-8")
         os.replace(scratch, target)
 
     def write_json(self, name: str, value: Any) -> None:
@@ -98,48 +120,108 @@ class RunFolder:
         self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
     def read_json(self, name: str) -> Any:
-        """Read a JSON file of the run."""
-        return json.loads((self.path / name).read_text(encoding="utf-8"))
+        """Read a JSON file of the run; raises SetupError if it is lost or damaged, or a lock doesn't fit its seal."""
+        try:
+            found = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise self.damaged(name, "it is missing") from error
+        except ValueError as error:
+            raise self.damaged(name, str(error)) from error
+        if name == "lock.json" and (not isinstance(found, dict) or found.get(SEAL, seal(found)) != seal(found)):
+            raise self.damaged(name, "its entries don't fit its seal")
+        return found
+
+    def damaged(self, name: str, reason: str) -> SetupError:
+        """Return the error for a file of the run that can't be trusted."""
+        return SetupError(
+            f"{self.path / name} is damaged: {reason}",
+            remedy="Without it nobody can tell whether the run would go on as it was: put it back, or start a new run "
+            f"(--out FOLDER). The weights so far are in {self.checkpoints}.",
+        )
 
     def append_metrics(self, entry: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            file.write(redact(json.dumps(entry, ensure_ascii=False)) + "\n")
 
     def append_samples(self, samples: Sequence[dict[str, Any]]) -> None:
         """Append lines to samples.jsonl."""
         with (self.path / "samples.jsonl").open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(sample, ensure_ascii=False, default=str) + "\n" for sample in samples)
+            file.writelines(redact(json.dumps(sample, ensure_ascii=False, default=str)) + "\n" for sample in samples)
 
     def forget_steps_after(self, step: int) -> None:
         """Drop the lines of metrics.jsonl and samples.jsonl behind `step`: a resumed run takes those steps again."""
         for path in (self.path / "metrics.jsonl", self.path / "samples.jsonl"):
             if path.is_file():
                 # Not splitlines(): a sampled answer may hold other separators, which JSON leaves as they are.
-                lines = path.read_text(encoding="utf-8").split("\n")
-                self.write_text(path.name, "".join(f"{line}\n" for line in lines if _is_up_to(step, line)))
+                lines = [line for line in path.read_bytes().split(b"\n") if _is_up_to(step, line)]
+                self.write_text(path.name, "".join(f"{line.decode()}\n" for line in lines))
+
+    def restore_metrics(self, history: Sequence[Mapping[str, Any]]) -> int:
+        """Write those lines of metrics.jsonl again that a checkpoint's `history` has and the file lacks.
+
+        Returns how many; they lack what llmkit alone measures. Every line that is there must be whole.
+        """
+        file = self.path / "metrics.jsonl"
+        lines = file.read_text(encoding="utf-8").split("\n") if file.is_file() else []
+        there = [json.loads(line) for line in lines if line]
+        known = {_kind(entry) for entry in there}
+        lost = [{"step": entry["step"], **entry} for entry in history if _kind(entry) not in known]
+        if lost:
+            # Of a step, what was trained comes before what was evaluated after it.
+            entries = sorted([*there, *lost], key=lambda entry: (entry["step"], "loss" not in entry))
+            self.write_text(file.name, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))
+        return len(lost)
 
     def update_lock(self, **entries: Any) -> None:
-        """Add entries to lock.json."""
+        """Add entries to lock.json, and seal it anew: `llmkit verify` sees whether one was changed by hand."""
         name = "lock.json"
         known = self.read_json(name) if (self.path / name).is_file() else {}
-        self.write_json(name, {**known, **entries})
+        # As it will be read back: without secrets, and with nothing but what JSON has.
+        lock = json.loads(redact(json.dumps({**known, **entries}, default=str)))
+        self.write_json(name, {**lock, SEAL: seal(lock)})
 
     @contextmanager
     def logging(self) -> Iterator[logging.Handler]:
         """Send what the libraries log and warn to log.txt, and none of it to the terminal."""
-        handler = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler = _LogFile(self.path / "log.txt", encoding="utf-8")
+        handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         with closing(handler), captured_logs(handler), _tensorboard_in(self.path / "tensorboard"):
             yield handler
 
 
-def _is_up_to(step: int, line: str) -> bool:
-    """Whether a JSON line is of `step` or before; one that a kill cut off is not."""
+class _LogFile(logging.FileHandler):
+    """Holds nothing up: a disk that can't take a line of the log is said by what has to be written."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        pass
+
+
+class _Formatter(logging.Formatter):
+    """Writes no secrets: libraries log addresses and headers, and tracebacks what was in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+def _is_unbegun(path: Path) -> bool:
+    """Whether a folder holds nothing but what a run writes before its recipe."""
+    return all(p.name in BEFORE_RECIPE or (p.name[:1] == "." and p.suffix == ".tmp") for p in path.iterdir())
+
+
+def _kind(entry: Mapping[str, Any]) -> tuple[int, frozenset[str]]:
+    """Return what tells a line of metrics.jsonl from the others: its step and its figures, without the measured."""
+    return int(entry["step"]), frozenset(entry) - {"tokens_per_second", "total_flos"}
+
+
+def _is_up_to(step: int, line: bytes) -> bool:
+    """Whether a JSON line is of `step` or before; one that a kill cut off, or that no run has written, is not."""
     try:
-        return bool(json.loads(line)["step"] <= step)
-    except json.JSONDecodeError:
+        entry = json.loads(line.decode("utf-8"))
+    except ValueError:
         return False
+    found = entry.get("step") if isinstance(entry, dict) else None
+    return isinstance(found, int) and found <= step
 
 
 @contextmanager
@@ -226,9 +308,8 @@ def data_hashes(recipe: Recipe) -> dict[str, str | None]:
 
 
 def code_hashes(recipe: Recipe) -> dict[str, str]:
-    """Return the SHA-256 of every Python file that the recipe names as `path/to/file.py:name`: rewards, tools."""
-    named = set(re.findall(r'"([^"]+\.py):\w+"', json.dumps(recipe.model_dump(exclude_unset=True), default=str)))
-    return {name: file_hash(recipe.folder / Path(name).expanduser()) for name in sorted(named)}
+    """Return the SHA-256 of every Python file or module that the recipe names with a function: rewards, tools."""
+    return {hook.reference.rpartition(":")[0]: file_hash(hook.path) for hook in hooks(recipe)}
 
 
 def require_same_rows(folder: RunFolder, hashes: Mapping[str, str]) -> None:
@@ -254,31 +335,23 @@ def require_space(path: Path, needed_bytes: int) -> None:
 
 
 @contextmanager
-def disk_full_explained(path: Path) -> Iterator[None]:
-    """Turn "no space left on device", in the words of whichever library met it, into a SetupError."""
-    from safetensors import SafetensorError
+def pickles_explained(path: Path) -> Iterator[None]:
+    """Turn torch's refusal of a pickle with code in it, which was planted in `path`, into a SetupError."""
+    from pickle import UnpicklingError
 
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if not _is_disk_full(error, path):
-            raise
+    except UnpicklingError as error:
         raise SetupError(
-            f"no space is left on the disk of {path}",
-            remedy="Free some space, then continue with --resume, or start again with --out on another disk.",
+            f"a file of {path} holds something else than numbers: loading it could run code, so it was not loaded",
+            remedy="Remove the checkpoint, and continue from the one before it with --resume. "
+            "Who can write into that folder?",
         ) from error
-
-
-def _is_disk_full(error: Exception, path: Path) -> bool:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    # torch says only that a write failed, safetensors quotes the system's message.
-    writing = "No space left" in str(error) or "write failed" in str(error) or "writing file" in str(error)
-    return writing and shutil.disk_usage(path).free < 100_000_000
 
 
 def quiet_handler() -> logging.Handler:
     """Return a handler for commands without a run folder: errors of the libraries only, on standard error."""
     handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter())
     handler.setLevel(logging.ERROR)
     return handler

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import RecipeError, SetupError
-from llmkit.recipe.recipe import Limits
+from llmkit.recipe.recipe import Keep, Limits
 from llmkit.runs.folder import RunFolder
 from llmkit.runs.measuring import Gauge, tokens_of
+from llmkit.runs.recovery.checkpoints import Checkpoints
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -92,26 +93,16 @@ def limit_callback(watchman: Watchman) -> TrainerCallback:
     return Limit()
 
 
-def same_but_limits(written: str, earlier: str) -> bool:
-    """Whether two recipes, as YAML, say the same apart from their `limits`; then comments don't count either."""
-    return written == earlier or _without_limits(written) == _without_limits(earlier)
-
-
-def _without_limits(written: str) -> dict[str, Any]:
-    from ruamel.yaml import YAML
-
-    # Not the C parser: that one reads YAML 1.1.
-    values = YAML(typ="safe", pure=True).load(written)
-    return {name: value for name, value in values.items() if name != "limits"}
-
-
 def require_left(folder: RunFolder, limits: Limits) -> None:
     """Raise RecipeError if the run in `folder` has learnt from all the tokens that `limits` allow.
 
     Raises SetupError where the checkpoint doesn't say how many there were.
     """
-    checkpoint = folder.last_checkpoint()
-    if limits.tokens is None or checkpoint is None:
+    if limits.tokens is None:
+        return
+    # Which ones are passed over is said when the run goes on from the one before.
+    checkpoint = Checkpoints(folder.checkpoints, Keep(), lambda text: None).last()
+    if checkpoint is None:
         return
     tokens = tokens_of(checkpoint)
     if tokens is None:

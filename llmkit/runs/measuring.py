@@ -331,7 +331,6 @@ def gauge_callback(gauge: Gauge, checkpoint: Path | None) -> TrainerCallback:
             gauge.skip()
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            gauge.keep_tokens(Path(args.output_dir) / f"checkpoint-{state.global_step}")
             gauge.skip()
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -29,19 +29,26 @@ from llmkit.runs.folder import (
     RunFolder,
     code_hashes,
     data_hashes,
-    disk_full_explained,
     environment,
     require_same_rows,
     require_space,
 )
-from llmkit.runs.limits import Watchman, limit_callback, require_left, same_but_limits
+from llmkit.runs.limits import Watchman, limit_callback, require_left
 from llmkit.runs.measuring import Gauge, Measured, gauge_callback
 from llmkit.runs.prepare import Prepared, plan, prepare, row_hashes
 from llmkit.runs.progress import Narrator, outcome, training_callback
+from llmkit.runs.proving.records import PLANNED, RESULTS, record, weight_files
+from llmkit.runs.recovery.checkpoints import Checkpoints
+from llmkit.runs.recovery.machine import machine_explained
+from llmkit.runs.recovery.manifest import write_manifest
+from llmkit.runs.recovery.nonfinite import watch_finite
+from llmkit.runs.recovery.resuming import as_planned, require_same_recipe, train_on
+from llmkit.runs.recovery.stopping import Stopper
+from llmkit.runs.recovery.trackers import guard_trackers
 from llmkit.runs.resolved import resolved_yaml
 
 if TYPE_CHECKING:
-    from transformers import Trainer
+    from transformers import Trainer, TrainerCallback
 
 
 @dataclass(frozen=True)
@@ -70,36 +77,48 @@ def run(
     resume: bool = False,
     narrator: Narrator | None = None,
     watch: bool = False,
+    plan_: Plan | None = None,
+    callbacks: tuple[TrainerCallback, ...] = (),
+    exits: bool = False,
 ) -> RunResult:
     """Fine-tune, evaluate and export as `recipe` says; everything is kept in the run folder.
 
     `out` is the run folder (default: `runs/NAME`, numbered if taken). With `resume`, the run in `out` goes on from its
-    last checkpoint. With `watch`, completions that a method samples while it trains are printed as they come.
-    Raises RecipeError, DataError or SetupError before anything is trained, RunError if what was
-    trained or exported does not pass its check.
+    last whole checkpoint, by the plan that it was started with. With `watch`, completions that a method samples while
+    it trains are printed as they come. `plan_` and `callbacks` take the place of a plan of this machine, and are added
+    to the trainer. A signal ends the run at the end of its step; with `exits`, a second one ends the process, otherwise
+    it raises KeyboardInterrupt.
+
+    Raises RecipeError, DataError or SetupError before anything is trained, RunError if a step can't be taken or what
+    was trained or exported does not pass its check, Interrupted where a signal ended the run.
     """
     began = time.monotonic()
     narrator = narrator or Narrator()
-    check(recipe)
-    the_plan = plan(recipe)
-    folder = _open(out, name, resume, recipe)
-    progress = training_callback(narrator, folder)
-    with folder.logging(), disk_full_explained(folder.path), closing(progress):
-        with _nothing_left_behind(folder, resume):
-            _record(folder, recipe, the_plan)
-            narrator.say(f"{folder.path}: {the_plan.hardware.summary}")
-            with _weights_hashed_beside(recipe):
-                prepared = prepare(
-                    recipe,
-                    output_dir=folder.checkpoints,
-                    plan_=the_plan,
-                    callbacks=(progress,),
-                    narrator=narrator,
-                    keep_samples=_sample_keeper(folder, narrator if watch else None),
-                )
-            _record_inputs(folder, prepared, resume)
-            base = _score(prepared, "base", narrator)
-        return _train_and_judge(prepared, base, folder, resume, narrator, began)
+    with Stopper(narrator.say, exits=exits) as stopper:
+        check(recipe)
+        the_plan = plan_ or plan(recipe)
+        folder = _open(out, name, resume, recipe, narrator)
+        if resume:
+            the_plan = as_planned(folder, the_plan, narrator.say)
+        stopper.folder = folder
+        progress = training_callback(narrator, folder)
+        with machine_explained(folder.path), folder.logging(), closing(progress):
+            with _nothing_left_behind(folder, resume):
+                _record(folder, recipe, the_plan)
+                narrator.say(f"{folder.path}: {the_plan.hardware.summary}")
+                with _weights_hashed_beside(recipe):
+                    prepared = prepare(
+                        recipe,
+                        output_dir=folder.checkpoints,
+                        plan_=the_plan,
+                        callbacks=(progress, *callbacks),
+                        narrator=narrator,
+                        keep_samples=_sample_keeper(folder, narrator if watch else None),
+                    )
+                _record_inputs(folder, prepared, resume)
+                base = _score(prepared, "base", narrator)
+            speed, stopped = _train(prepared, folder, resume, narrator, stopper, began)
+            return _judge(prepared, base, folder, narrator, speed, stopped)
 
 
 def _sample_keeper(folder: RunFolder, narrator: Narrator | None) -> Callable[[Sequence[dict[str, Any]]], None]:
@@ -139,26 +158,23 @@ def _weights_hashed_beside(recipe: Recipe) -> Iterator[None]:
 def _nothing_left_behind(folder: RunFolder, resume: bool) -> Iterator[None]:
     """Remove the new run folder if the recipe, the rows or the machine are refused before anything is trained.
 
-    Otherwise the corrected recipe would be told that the folder holds another run.
+    Otherwise the corrected recipe would be told that the folder holds another run. The same for a signal that comes
+    before there is a run to go on with.
     """
     try:
         yield
-    except (RecipeError, DataError, SetupError):
-        if not resume:
-            shutil.rmtree(folder.path)
+    except (RecipeError, DataError, SetupError, KeyboardInterrupt) as error:
+        begun = isinstance(error, KeyboardInterrupt) and (folder.path / "recipe.yaml").is_file()
+        if not resume and not begun:
+            shutil.rmtree(folder.path, ignore_errors=True)
         raise
 
 
-def _open(out: str | Path | None, name: str, resume: bool, recipe: Recipe) -> RunFolder:
+def _open(out: str | Path | None, name: str, resume: bool, recipe: Recipe, narrator: Narrator) -> RunFolder:
     if not resume:
         return RunFolder.create(Path(out)) if out else RunFolder.numbered(Path("runs"), name)
     folder = RunFolder.open(Path(out or Path("runs") / name))
-    written = (folder.path / "recipe.yaml").read_text(encoding="utf-8")
-    if not same_but_limits(recipe.written, written):
-        raise RecipeError(
-            f"the recipe differs from the one that {folder.path} was started with",
-            remedy=f"Continue it as it was: llmkit run {folder.path / 'recipe.yaml'} --resume; or start a new run.",
-        )
+    require_same_recipe(folder, recipe, narrator.say)
     lock = folder.read_json("lock.json")
     for what, hashes in (("data", data_hashes(recipe)), ("code", code_hashes(recipe))):
         changed = [name for name, found in hashes.items() if lock.get(what, hashes).get(name) != found]
@@ -181,12 +197,16 @@ def _record(folder: RunFolder, recipe: Recipe, the_plan: Plan) -> None:
         code=code_hashes(recipe),
         seed=setting(recipe, "seed"),
         folder=str(recipe.folder),
+        files={},
     )
     # Last: a folder with a recipe is a run that can be opened again.
     folder.write_text("recipe.yaml", recipe.written)
     size = the_plan.size.parameters if the_plan.size else 0
-    # Full training keeps weights and two moments per checkpoint; an adapter adds little to one exported copy.
-    require_space(folder.path, size * (4 if recipe.adapter else 24) + 100_000_000)
+    # Full training has weights and two moments in each checkpoint, of which one is on its way; an adapter adds little
+    # to one exported copy.
+    keep = recipe.checkpoints.keep
+    needed = 4 if recipe.adapter else 12 * (keep.last + keep.best + 1) + 4
+    require_space(folder.path, size * needed + 100_000_000)
 
 
 def _record_inputs(folder: RunFolder, prepared: Prepared, resume: bool) -> None:
@@ -201,15 +221,18 @@ def _record_inputs(folder: RunFolder, prepared: Prepared, resume: bool) -> None:
         require_same_rows(folder, hashes)
     _record_rows(folder, prepared)
     folder.write_json("audit.json", [asdict(finding) for finding in prepared.findings])
+    import torch
+
     backend = getattr(prepared.tokenizer, "backend_tokenizer", None)
-    weights = Path(str(prepared.model.config._name_or_path))
     folder.update_lock(
         rows=hashes,
         tokenizer=text_hash(backend.to_str()) if backend is not None else None,
         chat_template=text_hash(str(prepared.tokenizer.chat_template)) if prepared.tokenizer.chat_template else None,
-        weights={p.name: file_hash(p) for p in sorted(weights.glob("*.safetensors"))} if weights.is_dir() else {},
+        weights={name: file_hash(path) for name, path in weight_files(prepared.recipe).items()},
         commit=getattr(prepared.model.config, "_commit_hash", None),
+        threads=torch.get_num_threads(),
     )
+    record(folder, *PLANNED)
 
 
 def _record_rows(folder: RunFolder, prepared: Prepared) -> None:
@@ -222,20 +245,51 @@ def _record_rows(folder: RunFolder, prepared: Prepared) -> None:
         folder.write_text("quarantine.jsonl", "\n".join(broken) + "\n")
 
 
-def _train_and_judge(
-    prepared: Prepared, base: list[Score], folder: RunFolder, resume: bool, narrator: Narrator, began: float
-) -> RunResult:
-    recipe = prepared.recipe
-    trainer = prepared.trainer
-    checkpoint = _checkpoint(folder, resume, narrator)
+def _train(
+    prepared: Prepared, folder: RunFolder, resume: bool, narrator: Narrator, stopper: Stopper, began: float
+) -> tuple[Measured | None, str | None]:
+    """Train to the end, or to a limit; return how fast that was and the limit. Raises Interrupted for a signal."""
+    recipe, trainer = prepared.recipe, prepared.trainer
+    checkpoints = Checkpoints(folder.checkpoints, recipe.checkpoints.keep, narrator.say)
+    checkpoint = _checkpoint(folder, checkpoints, resume, narrator)
+    checkpoints.attach(trainer)
     gauge = Gauge(prepared, folder, narrator)
+    checkpoints.also.append(gauge.keep_tokens)
     watchman = Watchman(recipe.limits, gauge, began)
     watchman.record(folder)
     trainer.add_callback(gauge_callback(gauge, checkpoint))
     trainer.add_callback(limit_callback(watchman))
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    speed, stopped = gauge.result(), watchman.stopped
+    trainer.add_callback(stopper.callback(checkpoints))
+    # Last: it sees which steps will write a checkpoint.
+    watch_finite(trainer, recipe.stability, folder, narrator.say, checkpoints.last)
+    trackers = guard_trackers(trainer, narrator.say)
+    try:
+        train_on(trainer, checkpoint)
+        checkpoints.wait()
+        checkpoints.prune(trainer)
+    finally:
+        trackers.close()
     watchman.record(folder)
+    stopper.raise_if_stopped(folder)
+    speed = gauge.result()
+    if any("loss" in entry for entry in trainer.state.log_history):
+        pace = f", {speed.sentence()}" if speed else ""
+        narrator.say(f"trained {trainer.state.global_step} steps, {outcome(trainer.state.log_history)}{pace}")
+    if watchman.stopped:
+        narrator.say(watchman.stopped.sentence(folder))
+    return speed, watchman.stopped.by if watchman.stopped else None
+
+
+def _judge(
+    prepared: Prepared,
+    base: list[Score],
+    folder: RunFolder,
+    narrator: Narrator,
+    speed: Measured | None,
+    stopped_by: str | None,
+) -> RunResult:
+    """Save the trained model, score and export it."""
+    recipe, trainer = prepared.recipe, prepared.trainer
     # accelerate leaves its autocast around the model: what is scored and exported computes as it will when loaded.
     trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     if prepared.splits.stream is not None:
@@ -244,11 +298,6 @@ def _train_and_judge(
             narrator.say(line)
     losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
     _save(prepared, folder)
-    if losses:
-        pace = f", {speed.sentence()}" if speed else ""
-        narrator.say(f"trained {trainer.state.global_step} steps, {outcome(trainer.state.log_history)}{pace}")
-    if stopped:
-        narrator.say(stopped.sentence(folder))
     tuned = _score(prepared, "tuned", narrator, base=base)
     if trainer.is_world_process_zero():
         folder.write_json("evaluation.json", scoring.to_dict(recipe.evaluation, base=base, tuned=tuned))
@@ -256,16 +305,20 @@ def _train_and_judge(
     if recipe.adapter is not None:
         check_adapter(trained, folder.model)
     exported = export_all(trained, folder, narrator)
+    record(folder, *RESULTS)
     answers = prepared.model.can_generate()
-    stopped_by = stopped.by if stopped else None
     return RunResult(folder.path, base, tuned, exported, losses, answers, speed, stopped_by)
 
 
-def _checkpoint(folder: RunFolder, resume: bool, narrator: Narrator) -> Path | None:
-    found = folder.last_checkpoint() if resume else None
+def _checkpoint(folder: RunFolder, checkpoints: Checkpoints, resume: bool, narrator: Narrator) -> Path | None:
+    found = checkpoints.last() if resume else None
     if resume:
         narrator.say(f"continuing from {found.name}" if found else "no checkpoint yet: starting at step 0")
         folder.forget_steps_after(int(found.name.rpartition("-")[2]) if found else 0)
+        state = json.loads((found / "trainer_state.json").read_text(encoding="utf-8")) if found else {}
+        restored = folder.restore_metrics(state.get("log_history", []))
+        if restored:
+            narrator.say(f"metrics.jsonl had lost {restored} lines: they are those of {state['global_step']:,} steps")
     return found
 
 
@@ -295,3 +348,4 @@ def _save(prepared: Prepared, folder: RunFolder) -> None:
         prepared.tokenizer.save_pretrained(folder.model)
     if not any(folder.model.glob("*.safetensors")):
         raise RunError(f"the trainer saved no weights in {folder.model}")
+    write_manifest(folder.model)

@@ -16,9 +16,10 @@ from llmkit.errors import RecipeError, SetupError
 from llmkit.recipe.recipe import Limits, Recipe
 from llmkit.runs import limits
 from llmkit.runs.folder import RunFolder
-from llmkit.runs.limits import Watchman, require_left, same_but_limits
+from llmkit.runs.limits import Watchman, require_left
 from llmkit.runs.measuring import tokens_of
 from llmkit.runs.progress import Narrator
+from llmkit.runs.recovery.manifest import write_manifest
 from llmkit.runs.report import print_result
 from llmkit.runs.runner import run
 
@@ -92,13 +93,6 @@ def test_hours_count_per_session_and_only_limits_may_change(recipe: Maker, tmp_p
     assert printed.getvalue().count("stopped by: limits.hours; --resume continues") == 1
 
 
-def test_recipes_are_compared_without_their_limits() -> None:
-    assert same_but_limits("a: 1\n", "a: 1 # as before\nlimits: {hours: 2}\n")
-    assert same_but_limits('{"a": 1, "limits": {"tokens": 3}}', "a: 1\nlimits: {tokens: 4}\n")
-    assert not same_but_limits("a: 1\n", "a: 2\n")
-    assert not same_but_limits("a: yes\n", "a: true\n")
-
-
 def test_what_is_reached_is_worked_out_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = 100.0
     monkeypatch.setattr(limits.time, "monotonic", lambda: clock)
@@ -125,11 +119,23 @@ def test_without_limits_nothing_stops() -> None:
 def test_a_checkpoint_without_a_count_can_not_be_held_to_tokens(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoints" / "checkpoint-4"
     checkpoint.mkdir(parents=True)
-    (checkpoint / "trainer_state.json").write_text("{}")
+    write_manifest(checkpoint)
     folder = RunFolder(tmp_path)
     require_left(folder, Limits(hours=1))
     with pytest.raises(SetupError, match="checkpoint-4 doesn't say how many tokens"):
         require_left(folder, Limits(tokens=5))
+
+
+def test_a_damaged_checkpoint_is_not_asked_how_many_tokens_there_were(tmp_path: Path) -> None:
+    for step, tokens in ((4, 40), (8, 80)):
+        checkpoint = tmp_path / "checkpoints" / f"checkpoint-{step}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "tokens.json").write_text(json.dumps({"tokens": tokens}))
+        write_manifest(checkpoint)
+    with pytest.raises(RecipeError, match="has learnt from 80 tokens, and `limits.tokens` is 50"):
+        require_left(RunFolder(tmp_path), Limits(tokens=50))
+    (checkpoint / "tokens.json").write_text('{"tok')
+    require_left(RunFolder(tmp_path), Limits(tokens=50))
 
 
 @pytest.mark.parametrize("wrong", ["hours=0", "hours=-1", "tokens=0", "hours=.inf", "tokens=1.5", "steps=3"])

@@ -106,20 +106,6 @@ def test_a_run_is_never_overwritten(recipe: Maker, tmp_path: Path) -> None:
     assert (out / "recipe.yaml").read_text() == "mine"
 
 
-def test_a_resumed_run_ends_with_the_same_weights(recipe: Maker, tmp_path: Path) -> None:
-    settings = ("training.max_steps=4", "training.save_steps=2", "adapter.lora_dropout=0.1")
-    straight = run(recipe(*settings), out=tmp_path / "straight")
-    cut = tmp_path / "cut"
-    run(recipe(*settings), out=cut)
-    # As if it had been stopped after step 2.
-    shutil.rmtree(cut / "checkpoints" / "checkpoint-4")
-    shutil.rmtree(cut / "model")
-    resumed = run(recipe(*settings), out=cut, resume=True)
-    assert resumed.losses == straight.losses
-    files = [f / "model" / "adapter_model.safetensors" for f in (straight.folder, cut)]
-    assert files[0].read_bytes() == files[1].read_bytes()
-
-
 def test_a_changed_recipe_does_not_resume(recipe: Maker, tmp_path: Path) -> None:
     run(recipe(), out=tmp_path / "run")
     with pytest.raises(RecipeError, match="differs from the one"):
@@ -229,15 +215,6 @@ def test_a_refused_run_leaves_its_folder_free(recipe: Maker, rows_file: Path, tm
         run(recipe(), out=tmp_path / "run")
     rows_file.write_text(good, encoding="utf-8")
     assert run(recipe(), out=tmp_path / "run").losses
-
-
-def test_resumed_metrics_hold_each_step_once(recipe: Maker, tmp_path: Path) -> None:
-    settings = ("training.max_steps=4", "training.save_steps=2")
-    run(recipe(*settings), out=tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "checkpoint-4")
-    run(recipe(*settings), out=tmp_path / "run", resume=True)
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
 
 
 def test_an_initialisation_that_rewrites_packed_weights_is_refused(recipe: Maker, tmp_path: Path) -> None:

