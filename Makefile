@@ -9,8 +9,9 @@ export HF_HUB_OFFLINE ?= 1
 quickstart: $(VENV)/.demo
 	$(VENV)/bin/llmkit run recipes/quickstart.yaml
 
+# A process per core with one thread each: more threads than cores would wait for each other.
 test: $(VENV)/.dev $(VENV)/.demo
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 check: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

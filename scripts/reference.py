@@ -28,6 +28,9 @@ SECTIONS = {
         "Audit": "data.audit",
         "Training": "training",
         "Limits": "limits",
+        "Checkpoints": "checkpoints",
+        "Keep": "checkpoints.keep",
+        "Stability": "stability",
         "HardwareChoice": "hardware",
     }
 }
@@ -53,6 +56,9 @@ NAMED = {
     "tuple[Source, ...]": "list of sources",
     "Training": "section `training`",
     "Limits": "section `limits`",
+    "Checkpoints": "section `checkpoints`",
+    "Keep": "section `checkpoints.keep`",
+    "Stability": "section `stability`",
     "HardwareChoice": "section `hardware`",
     "AnyMethod": "a method",
     "AnyAdapter": "an adapter",

@@ -131,8 +131,8 @@ def _writer(column: str, line: str, label: str) -> Callable[[Row], Any]:
     try:
         names = meta.find_undeclared_variables(parsed) - {"row", *environment.globals}
         template = environment.from_string(line)
-    except jinja2.TemplateSyntaxError as error:
-        raise RecipeError(f"`columns.{column}` is no Jinja: {error.message}", where=label, remedy=line) from error
+    except (jinja2.TemplateSyntaxError, SyntaxError, RecursionError, MemoryError) as error:  # Python's own as well
+        raise RecipeError(f"`columns.{column}` is no Jinja: {error}", where=label, remedy=shortened(line)) from error
     except RecursionError as error:
         raise RecipeError(f"`columns.{column}` is nested too deeply", where=label) from error
 
@@ -169,10 +169,12 @@ def _parsed(column: str, line: str, label: str) -> nodes.Template:
     for kind, known in ((nodes.Filter, environment.filters), (nodes.Test, environment.tests)):
         for node in parsed.find_all(kind):
             if node.name not in known:
-                what = f"no {kind.__name__.lower()} is named {node.name!r}{did_you_mean(node.name, known)}"
+                what = f"No {kind.__name__.lower()} named {node.name!r}{did_you_mean(node.name, known)}"
                 raise RecipeError(f"`columns.{column}` is no Jinja: {what}", where=label, remedy=shortened(line))
     if parsed.find((nodes.Extends, nodes.FromImport, nodes.Import, nodes.Include)) is not None:
-        raise RecipeError(f"`columns.{column}`: a line can't reach other templates", where=label, remedy=shortened(line))
+        raise RecipeError(
+            f"`columns.{column}`: a line can't reach other templates", where=label, remedy=shortened(line)
+        )
     return parsed
 
 

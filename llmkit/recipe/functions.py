@@ -54,7 +54,7 @@ def spelled(reference: str) -> str:
     """Return `reference` if it is written `FILE.py:NAME` or `package.module:NAME`; raises ValueError."""
     module, _, name = reference.rpartition(":")
     if not name.isidentifier() or not (module.endswith(".py") or _is_module(module)):
-        raise ValueError(f"must be FILE.py:NAME or package.module:NAME, not {reference!r}")
+        raise ValueError(f"must be FILE.py:NAME, not {reference!r} (or package.module:NAME, of an installed package)")
     return reference
 
 

@@ -77,6 +77,13 @@ def _check_evaluation(recipe: Recipe) -> None:
             where=recipe.origin(("training", "eval_strategy")),
             remedy="Add `eval: 0.02` (a share of the training rows) or sources of their own to `data`.",
         )
+    best = recipe.checkpoints.keep.best
+    if best and setting(recipe, "eval_strategy") in (None, "no"):
+        raise RecipeError(
+            f"`checkpoints.keep.best: {best}` keeps what scores best while training, and nothing is scored then",
+            where=recipe.origin(("checkpoints", "keep", "best")),
+            remedy="Set `training.eval_strategy: steps` (and `eval_steps`), or leave out `best`.",
+        )
     needy = [e.type for e in recipe.evaluation if e.requires_rows()]
     if needy and recipe.data.eval is None:
         raise RecipeError(

@@ -8,7 +8,7 @@ from llmkit.errors import RecipeError
 from llmkit.model.ceiling import gemm_ceiling
 from llmkit.model.compiling import compile_layers
 from llmkit.model.passes import Passed
-from llmkit.planning.compiling import missing, worth_compiling
+from llmkit.planning.compiling import KEY, missing, worth_compiling
 from llmkit.planning.plan import Decision
 from llmkit.runs.measuring import as_rows, computing_dtype, workload
 from llmkit.runs.prepare import Prepared
@@ -24,7 +24,9 @@ def compiled(prepared: Prepared) -> Prepared:
     """Compile the layers where the recipe says so or the run is long enough; returns the run with that decision."""
     given = prepared.recipe.training.kwargs()
     # As in transformers, naming a backend or a mode asks for it.
-    asked = given.get("torch_compile", True if {"torch_compile_backend", "torch_compile_mode"} & set(given) else None)
+    named = True if {"torch_compile_backend", "torch_compile_mode"} & set(given) else None
+    # A run that goes on has been decided on: what is measured today may be another number.
+    asked = given.get("torch_compile", named or prepared.plan.get(KEY))
     decision = _decide(prepared) if asked is None else None
     reentrant = (prepared.trainer.args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
     if reentrant and prepared.trainer.args.gradient_checkpointing:

@@ -158,20 +158,23 @@ class RunFolder:
                 self.write_text(path.name, "".join(f"{line.decode()}\n" for line in lines))
 
     def restore_metrics(self, history: Sequence[Mapping[str, Any]]) -> int:
-        """Write those lines of metrics.jsonl again that a checkpoint's `history` has and the file lacks.
+        """Have metrics.jsonl say what a checkpoint's `history` says: lines may have been lost or damaged.
 
-        Returns how many; they lack what llmkit alone measures. Every line that is there must be whole.
+        Returns how many were; they lack what llmkit alone measures. Every line that is there must be JSON.
         """
         file = self.path / "metrics.jsonl"
         lines = file.read_text(encoding="utf-8").split("\n") if file.is_file() else []
         there = [json.loads(line) for line in lines if line]
-        known = {_kind(entry) for entry in there}
-        lost = [{"step": entry["step"], **entry} for entry in history if _kind(entry) not in known]
+        known = {_kind(entry): entry for entry in there}
+        entries = [{"step": entry["step"], **known.get(_kind(entry), {}), **entry} for entry in history]
+        written = set(map(_canonical, there))
+        lost = sum(_canonical(entry) not in written for entry in entries)
         if lost:
-            # Of a step, what was trained comes before what was evaluated after it.
-            entries = sorted([*there, *lost], key=lambda entry: (entry["step"], "loss" not in entry))
+            # What sums a session up is logged when that ends, behind its last checkpoint.
+            entries += [entry for entry in there if "train_runtime" in entry]
+            entries.sort(key=lambda entry: int(entry["step"]))
             self.write_text(file.name, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))
-        return len(lost)
+        return lost
 
     def update_lock(self, **entries: Any) -> None:
         """Add entries to lock.json, and seal it anew: `llmkit verify` sees whether one was changed by hand."""
@@ -211,7 +214,11 @@ def _is_unbegun(path: Path) -> bool:
 
 def _kind(entry: Mapping[str, Any]) -> tuple[int, frozenset[str]]:
     """Return what tells a line of metrics.jsonl from the others: its step and its figures, without the measured."""
-    return int(entry["step"]), frozenset(entry) - {"tokens_per_second", "total_flos"}
+    return int(entry["step"]), frozenset(entry) - {"tokens_per_second"}
+
+
+def _canonical(entry: Mapping[str, Any]) -> str:
+    return json.dumps(entry, sort_keys=True)
 
 
 def _is_up_to(step: int, line: bytes) -> bool:

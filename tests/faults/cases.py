@@ -27,6 +27,9 @@ SFT: dict[str, Any] = {
     "evaluation": [{"type": "perplexity"}],
     "export": [{"type": "merged"}],
 }
+PLAIN: dict[str, Any] = {**SFT, "training": {}, "evaluation": [], "export": []}
+"""Trains and saves alone, which takes half of the time."""
+
 GRPO: dict[str, Any] = {
     "method": {"type": "grpo"},
     "data": {"train": [{"path": "prompts.jsonl", "format": "prompt"}]},
@@ -102,7 +105,7 @@ class Case:
         """Return a copy of the undisturbed run as it was before the trained model was written."""
         shutil.copytree(self.straight, place)
         for name in ("model", "export"):
-            shutil.rmtree(place / name)
+            shutil.rmtree(place / name, ignore_errors=True)
         for name in ("evaluation.json", "export.json"):
             (place / name).unlink(missing_ok=True)
         return place

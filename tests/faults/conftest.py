@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `harness` and `cases`, which the tests here share
-from cases import GRPO, SFT, Case, write_recipe  # noqa: E402
+from cases import GRPO, PLAIN, SFT, Case, write_recipe  # noqa: E402
 from harness import Zygote  # noqa: E402
 
 
@@ -55,6 +55,11 @@ def undisturbed(
 @pytest.fixture(scope="session")
 def sft(undisturbed: Callable[[str, dict[str, Any]], Case]) -> Case:
     return undisturbed("sft", SFT)
+
+
+@pytest.fixture(scope="session")
+def plain(undisturbed: Callable[[str, dict[str, Any]], Case]) -> Case:
+    return undisturbed("plain", PLAIN)
 
 
 @pytest.fixture(scope="session")

@@ -294,6 +294,8 @@ def _child(job: Mapping[str, Any]) -> int:
 
 def _end(code: int) -> NoReturn:
     """End as Python does, waiting for threads and doing what was left for the end, but for freeing each object."""
+    most = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))  # what others do at the end may take memory again
     threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -366,7 +368,7 @@ def _starve(spare: int) -> None:
     found = re.search(r"VmData:\s+(\d+) kB", status)
     assert found is not None
     limit = int(found[1]) * 1024 + spare
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
 
 
 def _append(path: str, text: str) -> None:

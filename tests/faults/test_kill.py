@@ -95,6 +95,7 @@ def pruning(step: int, count: int) -> tuple[At, ...]:
 
 
 MOMENTS = {
+    "before it has its recipe": (At("os.rename", r"-> .*/recipe\.yaml$"),),
     "before the first file": in_checkpoint(2, 1),
     "among the files": in_checkpoint(2, 4),
     "before it has its name": renaming(2),
@@ -113,11 +114,26 @@ MOMENTS = {
 }
 """In the order in which one run comes to them."""
 
+CHOSEN = (
+    MOMENTS
+    if LONG
+    else {
+        "before it has its recipe",
+        "among the files",
+        "before it has its name",
+        "in the middle of that",
+        "when the last has its name",
+        "among the files of the model",
+        "while the export is written",
+    }
+)
+"""Those that `make test` takes."""
+
 
 def test_kills_while_files_are_written_change_nothing(sft: Case, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    for name, moments in MOMENTS.items():
-        ended = go_on(sft, run, None, Fault("kill", moments))
+    for name in (name for name in MOMENTS if name in CHOSEN):
+        ended = go_on(sft, run, None, Fault("kill", MOMENTS[name]))
         assert ended.killed, f"no such moment: {name}\n{ended.said}"
     sft.ends_the_same(run)
 

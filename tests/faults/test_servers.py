@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cases import GRPO, SFT, Case, differences, last_step, write_recipe
+from cases import GRPO, LONG, PLAIN, SFT, Case, differences, last_step, write_recipe
 from harness import Zygote
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -97,8 +97,7 @@ def online(hub: Server, environ: dict[str, str], tmp_path_factory: pytest.TempPa
     """Starts runs that take `hub` for the hub: huggingface_hub reads its address when it is imported."""
     home = tmp_path_factory.mktemp("online")
     settings = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(home / "hf"), "HF_HUB_ETAG_TIMEOUT": "2"}
-    modules = ("llmkit.cli.main", "llmkit.runs.runner", "datasets", "transformers.models.auto.tokenization_auto")
-    made = Zygote(home, {**environ, **settings}, modules)
+    made = Zygote(home, {**environ, **settings})
     yield made
     made.close()
 
@@ -110,7 +109,7 @@ def test_a_model_that_a_broken_hub_has_is_refused_in_time(
     """huggingface_hub alone would ask for minutes: six times, a minute each, for each of several files."""
     hub.behaviour = behaviour
     recipe = write_recipe(tmp_path, SFT, "somebody/some-model")
-    ended = online.llmkit("run", recipe, "--out", tmp_path / "run", timeout=40)
+    ended = online.llmkit("run", recipe, "--out", tmp_path / "run", timeout=90)
     assert ended.code == 2, ended.said
     assert "somebody/some-model" in ended.error
     assert "hub" in ended.error
@@ -124,7 +123,7 @@ def test_rows_that_a_broken_hub_has_are_refused_in_time(
     hub.behaviour = behaviour
     data = {"train": [{"path": "somebody/some-rows", "format": "messages"}]}
     parts = {**SFT, "data": data, "evaluation": [], "training": {}}
-    ended = online.llmkit("run", write_recipe(tmp_path, parts, tiny_folder), "--out", tmp_path / "run", timeout=40)
+    ended = online.llmkit("run", write_recipe(tmp_path, parts, tiny_folder), "--out", tmp_path / "run", timeout=90)
     assert ended.code == 2, ended.said
     assert "somebody/some-rows" in ended.error
     assert "hub" in ended.error
@@ -134,11 +133,11 @@ def test_rows_that_a_broken_hub_has_are_refused_in_time(
 def test_a_judge_that_breaks_ends_the_run_and_costs_nothing(
     server: Server, undisturbed: Callable[..., Case], tmp_path: Path
 ) -> None:
-    judge = {"type": "judge", "url": f"{server.url}/v1", "model": "m", "retries": 0, "timeout": 1, "cache": False}
+    judge = {"type": "judge", "url": f"{server.url}/v1", "model": "m", "retries": 0, "timeout": 4, "cache": False}
     case = undisturbed("judged", {**GRPO, "rewards": [judge]}, max_steps=6)
     asked, server.asked = server.asked, 0
     assert asked >= 20
-    server.breaks = {asked // 2: "503"}
+    server.breaks = {asked * 3 // 4: "503"}
     run = tmp_path / "run"
     ended = case.run(run)
     assert ended.code == 1, ended.said
@@ -146,7 +145,7 @@ def test_a_judge_that_breaks_ends_the_run_and_costs_nothing(
     assert "HTTP 503" in ended.error
     assert last_step(run) >= 1
     server.behaviour = "silent"
-    ended = case.run(run, "--resume", timeout=40)
+    ended = case.run(run, "--resume", timeout=90)
     assert ended.code == 1, ended.said
     assert "the judge at" in ended.error
     server.heal()
@@ -178,17 +177,17 @@ def _send(values):
 '''
 
 
-@pytest.mark.parametrize("behaviour", ["503", "silent", "cut"])
+@pytest.mark.parametrize("behaviour", ["503", "silent", "cut"] if LONG else ["silent"])
 def test_a_broken_tracker_neither_stops_nor_holds_a_run(
-    behaviour: str, server: Server, sft: Case, tiny_folder: Path, tmp_path: Path
+    behaviour: str, server: Server, plain: Case, tiny_folder: Path, tmp_path: Path
 ) -> None:
     package = tmp_path / "swanlab"
     package.mkdir()
     (package / "__init__.py").write_text(f"URL = {server.url!r}\n{SWANLAB}", encoding="utf-8")
-    recipe = write_recipe(tmp_path, SFT, tiny_folder, report_to="swanlab")
+    recipe = write_recipe(tmp_path, PLAIN, tiny_folder, report_to="swanlab")
     server.breaks = {4: behaviour}
-    ended = sft.zygote.llmkit("run", recipe, "--out", tmp_path / "run", path=tmp_path, timeout=sft.seconds + 30)
+    ended = plain.zygote.llmkit("run", recipe, "--out", tmp_path / "run", path=tmp_path, timeout=plain.seconds + 30)
     assert ended.code == 0, ended.said
     assert server.asked >= 4
     assert "swanlab" in ended.said.lower()
-    assert differences(tmp_path / "run", sft.straight) == []
+    assert differences(tmp_path / "run", plain.straight) == []

@@ -466,6 +466,13 @@ def test_what_is_odd_is_said(settings: dict[str, Any], words: str) -> None:
 
 
 @pytest.fixture
+def calculator(tmp_path: Path) -> str:
+    """Return the shipped tool, copied beside the recipe as a user's would be."""
+    shutil.copy(ROOT / "recipes" / "grpo_tools_qwen.py", tmp_path)
+    return "grpo_tools_qwen.py:calculator"
+
+
+@pytest.fixture
 def with_tools(rl: Maker, tiny_folder: Path, tmp_path: Path) -> Maker:
     """Return a maker of recipes for a tiny model whose template shows tool calls (that of Qwen 3)."""
     import trl
@@ -499,11 +506,13 @@ def answers(prepared: Prepared, monkeypatch: pytest.MonkeyPatch, texts: Sequence
 CALL = '<tool_call>\n{"name": "calculator", "arguments": {"expression": "6 * 7"}}\n</tool_call>'
 
 
-def test_a_tool_is_called_and_the_last_answer_is_rewarded(with_tools: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tool_is_called_and_the_last_answer_is_rewarded(
+    with_tools: Maker, calculator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[str] = []
     scored(monkeypatch, lambda completion, row: float(bool(seen.append(completion))))
     kept: list[dict[str, Any]] = []
-    tool = f"method={{type: grpo, tools: ['{ROOT}/recipes/grpo_tools_qwen.py:calculator']}}"
+    tool = f"method={{type: grpo, tools: ['{calculator}']}}"
     recipe = with_tools(tool)
     checked(recipe)
     prepared, _ = started(recipe, keep_samples=kept.extend)
@@ -563,8 +572,8 @@ def test_an_environment_whose_reward_is_no_number_stops_the_run(
     assert caught.value.where.startswith("rows.jsonl:")
 
 
-def test_a_template_that_shows_no_tools_is_refused(rl: Maker) -> None:
-    tool = f"method={{type: grpo, tools: ['{ROOT}/recipes/grpo_tools_qwen.py:calculator']}}"
+def test_a_template_that_shows_no_tools_is_refused(rl: Maker, calculator: str) -> None:
+    tool = f"method={{type: grpo, tools: ['{calculator}']}}"
     with pytest.raises(SetupError, match="the chat template does not show tool calls"):
         started(rl(tool, *QUICK))
 

@@ -409,6 +409,64 @@ def test_the_line_is_that_of_what_is_wrong(folder: Path, stem: str) -> None:
 
 # --- what it has found -----------------------------------------------------------------------------------------------
 
+FOUND: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "a list that holds itself": (nasty.BASE + "limits: &a [*a]\n", (), "undefined alias 'a'"),
+    "a mapping merged into itself": (nasty.TEXTS["its own merge"], (), "undefined alias 'm'"),
+    "a billion laughs": (nasty.TEXTS["laughs"], (), "more than 1500 values"),
+    "brackets": (nasty.TEXTS["lists within lists"], (), "nested too deeply"),
+    "a list as a key": (nasty.BASE + "? [[a], b]\n: c\n", (), "a key must be a word"),
+    "a set": (nasty.BASE, ("training.seed=!!set {a}",), "the tag '!!set' means nothing in a recipe"),
+    "a Python object": (nasty.BASE, ("training.seed=!!python/object:os.system x",), "means nothing in a recipe"),
+    "an integer of nothing": (nasty.BASE.replace("truncate", "!!int ''"), (), "'' is no int"),
+    "an integer of 5,000 digits": (nasty.BASE, ("training.seed=" + "9" * 5000,), "is no int"),
+    "an integer of 20,000 bits": (nasty.BASE, ("training.seed=0x" + "f" * 5000,), "more than 64 bits"),
+    "a place of 5,000 digits": (nasty.BASE, (f"data.train.{'9' * 5000}=x",), "is not one of its places"),
+    "half a character": (nasty.BASE, ('model.name="\\uD83D"',), "holds the character U+D83D"),
+    "YAML 1.9": (nasty.TEXTS["YAML 1.9"], (), "a recipe is YAML 1.2"),
+    "three hundred keys": (nasty.TEXTS["three hundred keys"], (), "more problems"),
+    "a NUL in a path": (nasty.BASE, ('model.name="\\0"',), "holds the character U+0000"),
+    "links in a circle": (nasty.BASE, ("model.name=circular",), "can't be a path here: Too many levels of symbolic"),
+    "a name that is too long": (nasty.BASE, ("model.name=" + "x" * 300,), "can't be a path here: File name too long"),
+    "nobody's home": (nasty.BASE, ("model.name=~nobody-here/x",), "can't be a path here: Could not determine home"),
+    "a package without a file": (nasty.BASE, ("model.name=package:__main__",), "is not installed"),
+    "a module that is no package": (nasty.BASE, ("model.name=package:six",), "is not installed"),
+    "an adapter of itself": (nasty.BASE, ("model.name=./circle",), "is an adapter itself"),
+    "a pipe of rows": (nasty.BASE, ("data.train.0.path=pipe.jsonl",), "is no regular file"),
+    "a pipe of prompts": (nasty.BASE, ("evaluation=[{type: generate, prompts: pipe.jsonl}]",), "no regular file"),
+    "a pipe of Python": (nasty.BASE, ("data.train.0.python=pipe.py:f",), "no regular file"),
+    "an endless template": (nasty.BASE, ("model.chat_template=zero.jinja",), "no regular file"),
+    "a tracker that is a number": (nasty.BASE, ("training.report_to=[1]",), "`training.report_to` must be"),
+    "a rank below 1": (nasty.BASE, ("adapter.r=-1",), "`adapter.r` must be at least 1"),
+    "a seed below 0": (nasty.BASE, ("training.seed=-1",), "`training.seed` must be at least 0"),
+    "a learning rate that is none": (nasty.BASE, ("training.learning_rate=.nan",), "takes a number, not nan"),
+}
+"""What was wrong once, by name: the text, the overrides, and words of what is said now."""
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_once_is_refused_with_its_reason(folder: Path, name: str) -> None:
+    text, overrides, words = FOUND[name]
+    assert words in str(verdict(Mutant(name, text, overrides), folder))
+
+
+def test_no_group_is_too_large_to_be_refused(folder: Path) -> None:
+    grpo = mutations.GRPO.read_text(encoding="utf-8")
+    sizes = ("per_device_train_batch_size=2000003", "gradient_accumulation_steps=1000003", "num_generations=2147483646")
+    said = str(verdict(Mutant("a group", grpo, tuple(f"training.{size}" for size in sizes)), folder))
+    assert "groups of `training.num_generations: 2147483646` don't divide them" in said
+    assert "gradient_accumulation_steps 2147483646, or per_device_train_batch_size 2147483646" in said
+
+
+def test_a_line_of_jinja_is_read_and_not_worked_out(folder: Path) -> None:
+    line = "data.train.0.columns={messages: '{{ 9**9**9 }}'}"
+    assert verdict(Mutant("a power", nasty.BASE, (line,)), folder) is None
+
+
+def test_json_with_an_emoji_is_yaml(folder: Path) -> None:
+    text = nasty.TEXTS["a JSON escape of an emoji"]
+    assert "\\ud83d\\ude00" in text
+    assert "no hub id either: 'a/😀'" in str(verdict(Mutant("an emoji", text), folder))
+
 
 # --- the commands ----------------------------------------------------------------------------------------------------
 

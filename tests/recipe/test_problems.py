@@ -42,7 +42,7 @@ def test_the_sections_of_these_tests_are_a_valid_recipe(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("section", "value", "line", "key", "close", "place", "some_choices"),
     [
-        ("modle", "{name: a}", 4, "modle", "model", "a recipe", "adapter, data, evaluation, export, hardware"),
+        ("modle", "{name: a}", 4, "modle", "model", "a recipe", "adapter, checkpoints, data, evaluation"),
         ("model", "{name: a, revison: b}", 1, "revison", "revision", "`model`", "allow_pickle, attn_implementation"),
         ("data", "{train: [{path: a, format: text}], evl: 0.1}", 2, "evl", "eval", "`data`", "audit, broken, eval"),
         (
@@ -108,9 +108,9 @@ def test_an_unknown_key_close_to_nothing_has_no_guess(message: Callable[..., str
 @pytest.mark.parametrize(
     ("sections", "expected"),
     [
-        ({"model": None}, "recipe.yaml: `model` is missing"),
-        ({"data": None}, "recipe.yaml: `data` is missing"),
-        ({"method": None}, "recipe.yaml: `method` is missing"),
+        ({"model": None}, "recipe.yaml:1: `model` is missing"),
+        ({"data": None}, "recipe.yaml:1: `data` is missing"),
+        ({"method": None}, "recipe.yaml:1: `method` is missing"),
         ({"model": "{revision: a}"}, "recipe.yaml:1: `model.name` is missing"),
         ({"data": "{eval: 0.1}"}, "recipe.yaml:2: `data.train` is missing"),
         ({"data": "{train: [{format: text}]}"}, "recipe.yaml:2: `data.train.0.path` is missing"),

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 FIRST, SPREAD, LONGEST, LAST, ODD = 64, 32, 8, 16, 16
 """Rows of each sort that are taken from a source; some are of several."""
 
+SCORED = 4
+"""Of held-out rows so many times fewer are taken, the odd ones apart: all of them are scored twice."""
+
 SECONDS, TOGETHER = 4.0, 10.0
 """Seconds that are spent on reading a source, and on reading all of them."""
 
@@ -86,9 +89,10 @@ def excerpts_of(recipe: Recipe, folder: Path) -> tuple[Data, list[Excerpt]]:
     seconds = min(SECONDS, TOGETHER / (len(data.train) + len(held_out)))
     found = {
         split: [
-            excerpt(source, recipe, folder / f"{split}-{index}.jsonl", seconds) for index, source in enumerate(sources)
+            excerpt(source, recipe, folder / f"{split}-{index}.jsonl", seconds, fewer)
+            for index, source in enumerate(sources)
         ]
-        for split, sources in (("train", data.train), ("eval", held_out))
+        for split, sources, fewer in (("train", data.train, 1), ("eval", held_out, SCORED))
     }
     changes: dict[str, Any] = {
         "train": tuple(one.source for one in found["train"]),
@@ -104,12 +108,12 @@ def excerpts_of(recipe: Recipe, folder: Path) -> tuple[Data, list[Excerpt]]:
     return data.model_copy(update=changes), [*found["train"], *found["eval"]]
 
 
-def excerpt(source: Source, recipe: Recipe, file: Path, seconds: float) -> Excerpt:
+def excerpt(source: Source, recipe: Recipe, file: Path, seconds: float, fewer: int = 1) -> Excerpt:
     """Copy some rows of `source` to `file`, having read for about `seconds`; of made ones, the first are made again."""
     if is_generated(source):
-        few = _first(source, FIRST)
+        few = _first(source, FIRST // fewer)
         return Excerpt(source, few, few.max_rows or FIRST, whole=False)
-    picked, whole = _pick(source, recipe, seconds)
+    picked, whole = _pick(source, recipe, seconds, fewer)
     if whole and (error := too_many_broken(picked.account, source, recipe.data.broken)):
         raise error
     if not whole:
@@ -120,7 +124,7 @@ def excerpt(source: Source, recipe: Recipe, file: Path, seconds: float) -> Excer
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for _, row in chosen]
         file.write_text("".join(lines), encoding="utf-8")
     except (TypeError, ValueError):  # dates, bytes: what parquet and the hub have besides JSON
-        return Excerpt(source, _first(source, FIRST), picked.account.read, whole)
+        return Excerpt(source, _first(source, FIRST // fewer), picked.account.read, whole)
     # What says how the source is found and read has been done with.
     gone = {"split": None, "name": None, "revision": None, "header": (), "max_rows": None}
     copied = source.model_copy(update={"path": str(file), **gone})
@@ -133,14 +137,15 @@ def _first(source: Source, count: int) -> Source:
 
 @dataclass
 class _Picked:
-    """The rows that are taken so far."""
+    """The rows that are taken so far, of each sort `fewer` times fewer."""
 
+    fewer: int = 1
     account: Account = field(default_factory=Account)
     first: list[int] = field(default_factory=list)
     spread: list[int] = field(default_factory=list)
     longest: list[tuple[int, int]] = field(default_factory=list)
     odd: list[int] = field(default_factory=list)
-    last: deque[int] = field(default_factory=lambda: deque(maxlen=LAST))
+    last: deque[int] = field(default_factory=deque)
     rows: dict[int, tuple[str, dict[str, Any]]] = field(default_factory=dict)
     forms: set[Any] = field(default_factory=set)
     stride: int = 1
@@ -151,13 +156,15 @@ class _Picked:
         self.account.read += 1
         self.rows[index] = (where, row)
         self.last.append(index)
-        if len(self.first) < FIRST:
+        if len(self.last) > LAST // self.fewer:
+            self.last.popleft()
+        if len(self.first) < FIRST // self.fewer:
             self.first.append(index)
         if index % self.stride == 0:
             self.spread.append(index)
-            if len(self.spread) > 2 * SPREAD:
+            if len(self.spread) > 2 * SPREAD // self.fewer:
                 self.spread, self.stride = self.spread[::2], 2 * self.stride
-        keep = heapq.heappush if len(self.longest) < LONGEST else heapq.heappushpop
+        keep = heapq.heappush if len(self.longest) < LONGEST // self.fewer else heapq.heappushpop
         keep(self.longest, (len(str(row)), index))
         self._look_at_form(index, row)
         if len(self.rows) > 4 * (FIRST + SPREAD + LONGEST + LAST + ODD):
@@ -193,12 +200,12 @@ def form_of(value: Any, key: str = "") -> Any:
     return type(value).__name__
 
 
-def _pick(source: Source, recipe: Recipe, seconds: float) -> tuple[_Picked, bool]:
+def _pick(source: Source, recipe: Recipe, seconds: float, fewer: int) -> tuple[_Picked, bool]:
     """Read the source for `seconds`; return the rows that are taken, and whether its end was reached.
 
     Each row is mapped too, so a function of the recipe's that fails on any of them says so here.
     """
-    picked, until = _Picked(), time.monotonic() + seconds
+    picked, until = _Picked(fewer), time.monotonic() + seconds
     for where, row, made in _as_they_stand(source, recipe.folder):
         if isinstance(made, LeftOutError):
             continue

@@ -42,7 +42,7 @@ from llmkit.runs.runner import RunResult, run
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
 
-ROWS_COMPARED = 4
+ROWS_COMPARED = 2
 """Rows that the reloaded model and the trained one are compared on."""
 
 CLOSE = 1e-3

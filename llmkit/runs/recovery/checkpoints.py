@@ -171,6 +171,7 @@ class Checkpoints:
 
     def _remove(self, path: Path) -> None:
         # Moved first: half a checkpoint is never seen in the place of a whole one.
+        self._scratch.mkdir(exist_ok=True)
         gone = self._scratch / f"{path.name}.removed"
         os.replace(path, gone)
         self._whole.discard(path.name)

@@ -176,9 +176,13 @@ def shortened(folder: Path, file: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("adapter", "file"), [("adapter.r=4", "adapter_model.safetensors"), ("adapter=null", "model.safetensors")]
+    ("adapter", "file", "damage"),
+    [
+        ("adapter.r=4", "adapter_model.safetensors", "lost"),
+        ("adapter=null", "model.safetensors", "lost"),
+        ("adapter.r=4", "adapter_model.safetensors", "cut"),
+    ],
 )
-@pytest.mark.parametrize("damage", ["lost", "cut"])
 def test_a_checkpoint_that_lacks_something_is_never_put_in_its_place(
     recipe: Maker, tmp_path: Path, adapter: str, file: str, damage: str
 ) -> None:

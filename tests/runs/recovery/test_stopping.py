@@ -292,6 +292,16 @@ def test_handlers_are_put_back_also_by_a_run_within_a_run(tmp_path: Path) -> Non
     assert handlers() == before
 
 
+def test_after_training_a_signal_waits_for_nothing(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").touch()
+    with pytest.raises(Interrupted) as caught, Stopper(print, RunFolder(tmp_path)) as stopper:
+        training(stopper)
+        stopper.raise_if_stopped(RunFolder(tmp_path))
+        send(USR1)
+        pytest.fail("it went on")
+    assert caught.value.what == "stopped by SIGUSR1 after training, before everything was scored and exported"
+
+
 def test_from_python_a_second_signal_is_a_keyboard_interrupt(tmp_path: Path) -> None:
     before = handlers()
     with pytest.raises(KeyboardInterrupt), Stopper(print, RunFolder(tmp_path)) as stopper:
