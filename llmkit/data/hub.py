@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from llmkit.data.generated import no_split
 from llmkit.data.readers import READERS, Placed
 from llmkit.errors import DataError, SetupError
+from llmkit.recipe.secrets import redact
 
 if TYPE_CHECKING:
     from llmkit.recipe.recipe import Source
@@ -49,8 +50,7 @@ def require_hub(what: str) -> None:
 
     huggingface_hub itself waits, for each file that it has not cached, up to six times a minute.
     """
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import constants, get_session
 
     if constants.is_offline_mode():
         return  # those who load it say so
@@ -63,7 +63,7 @@ def require_hub(what: str) -> None:
             return
         reason = f"it answers with HTTP {status}"
     raise SetupError(
-        f"{what} is to be fetched, and the hub ({constants.ENDPOINT}) can't be reached: {reason}",
+        redact(f"{what} is to be fetched, and the hub ({constants.ENDPOINT}) can't be reached: {reason}"),
         remedy=f"Try again later, or point to a local file or folder. What is in {constants.HF_HUB_CACHE} already is "
         "taken from there with HF_HUB_OFFLINE=1.",
     )

@@ -131,7 +131,7 @@ def _writer(column: str, line: str, label: str) -> Callable[[Row], Any]:
     try:
         names = meta.find_undeclared_variables(parsed) - {"row", *environment.globals}
         template = environment.from_string(line)
-    except (jinja2.TemplateSyntaxError, SyntaxError, RecursionError, MemoryError) as error:  # Python's own as well
+    except (jinja2.TemplateSyntaxError, SyntaxError) as error:  # also of the Python that Jinja makes of it
         raise RecipeError(f"`columns.{column}` is no Jinja: {error}", where=label, remedy=shortened(line)) from error
     except RecursionError as error:
         raise RecipeError(f"`columns.{column}` is nested too deeply", where=label) from error
@@ -171,7 +171,7 @@ def _parsed(column: str, line: str, label: str) -> nodes.Template:
             if node.name not in known:
                 what = f"No {kind.__name__.lower()} named {node.name!r}{did_you_mean(node.name, known)}"
                 raise RecipeError(f"`columns.{column}` is no Jinja: {what}", where=label, remedy=shortened(line))
-    if parsed.find((nodes.Extends, nodes.FromImport, nodes.Import, nodes.Include)) is not None:
+    if any(parsed.find(other) for other in (nodes.Extends, nodes.FromImport, nodes.Import, nodes.Include)):
         raise RecipeError(
             f"`columns.{column}`: a line can't reach other templates", where=label, remedy=shortened(line)
         )
@@ -184,7 +184,8 @@ def _failed(column: str, error: Exception) -> RowError:
 
 def _environment() -> SandboxedEnvironment:
     from jinja2 import StrictUndefined
-    from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+    from jinja2.exceptions import SecurityError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Bounded(ImmutableSandboxedEnvironment):
         """The sandbox, in which products and powers stay small; Jinja computes those of constants when it compiles."""

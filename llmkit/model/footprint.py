@@ -46,7 +46,7 @@ def trace(recipe: Recipe, dtype: str, autocast: str | None, attention: str) -> F
     Nothing is downloaded, and no weights are read. The result is kept in llmkit's cache, by all it depends on. None
     where the model's config is neither on this machine nor known, and for checkpoints that are quantized already.
     """
-    found = _find_config(recipe)
+    found = find_config(recipe)
     if found is None:
         return None
     settings = plan(recipe, CATALOGUE["cpu"], None)  # what the adapter is built with does not depend on the machine
@@ -114,7 +114,7 @@ class _Found:
         return AutoConfig.from_pretrained(self.folder, trust_remote_code=recipe.model.trust_remote_code)
 
 
-def _find_config(recipe: Recipe) -> _Found | None:
+def find_config(recipe: Recipe) -> _Found | None:
     try:
         source = locate(recipe.model, recipe.folder)
     except SetupError:

@@ -37,7 +37,7 @@ def look(model: PreTrainedModel, text: PreTrainedConfig, autocast: torch.dtype |
     """Run `model` forward without memory; return what a layer keeps (the mean), and what is kept besides."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    layers = _find_layers(model.base_model, text)
+    layers = find_layers(model.base_model, text)
     total = text.num_hidden_layers
     counts = [1] if layers is None else [count for _, count in layers.kinds]
     if layers is not None:
@@ -72,19 +72,19 @@ def _fit(found: Mapping[tuple[int, int], float]) -> Kept:
     return Kept(token, pair, max(0.0, found[1, length] - short))
 
 
-def _find_layers(base: nn.Module, text: PreTrainedConfig) -> _Layers | None:
+def find_layers(base: nn.Module, text: PreTrainedConfig) -> _Layers | None:
     from torch import nn
 
     for module in base.modules():
         for name, child in module.named_children():
             if isinstance(child, nn.ModuleList) and len(child) == text.num_hidden_layers:
-                signatures = [_signature(layer, text, index) for index, layer in enumerate(child)]
+                signatures = [signature(layer, text, index) for index, layer in enumerate(child)]
                 counts = Counter(signatures)
                 return _Layers(module, name, [(signatures.index(kind), n) for kind, n in counts.items()])
     return None
 
 
-def _signature(layer: nn.Module, text: PreTrainedConfig, index: int) -> tuple[Any, ...]:
+def signature(layer: nn.Module, text: PreTrainedConfig, index: int) -> tuple[Any, ...]:
     kinds = getattr(text, "layer_types", None)
     shapes = tuple((name, tuple(p.shape), p.requires_grad) for name, p in layer.named_parameters())
     return type(layer), kinds[index] if kinds else None, shapes

@@ -38,7 +38,8 @@ def check_reward_folder(folder: Path) -> None:
 
 def _check_config(config: dict[str, Any], place: Path | str) -> None:
     if not is_classifier(config):
-        raise _no_reward_model(place, " and ".join(map(str, config.get("architectures") or ("a model of unknown kind",))))
+        known = config.get("architectures") or ("a model of unknown kind",)
+        raise _no_reward_model(place, " and ".join(map(str, known)))
     check_one_label(config, str(place))
 
 

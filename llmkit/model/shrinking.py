@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import SetupError
-from llmkit.model.footprint import _find_config
+from llmkit.model.footprint import find_config
 from llmkit.model.heads import CLASSIFIER, is_classifier
-from llmkit.model.kept import _find_layers, _signature
+from llmkit.model.kept import find_layers, signature
 from llmkit.model.loading import load_tokenizer, loadable, will_convert
 from llmkit.model.sources import TOKENIZER_FILES, ModelSource, locate
 
@@ -96,7 +96,7 @@ def _tokenizer(recipe: Recipe, source: ModelSource) -> PreTrainedTokenizerBase:
 
 
 def _config(recipe: Recipe, source: ModelSource) -> PreTrainedConfig:
-    found = _find_config(recipe)
+    found = find_config(recipe)
     if found is not None and found.known is None:
         return found.load(recipe)
     from transformers import AutoConfig
@@ -188,10 +188,10 @@ def _modules(model: nn.Module) -> set[tuple[str, str]]:
 
 def _enough_layers(real: PreTrainedModel, text: PreTrainedConfig) -> int:
     """Return how many of the first layers hold `EACH` of each kind: in their own order, since some follow a rhythm."""
-    found = _find_layers(real.base_model, text)
+    found = find_layers(real.base_model, text)
     if found is None:
         return int(text.num_hidden_layers)
-    kinds = [_signature(layer, text, i) for i, layer in enumerate(getattr(found.parent, found.name))]
+    kinds = [signature(layer, text, i) for i, layer in enumerate(getattr(found.parent, found.name))]
     missing = Counter({kind: min(EACH, count) for kind, count in Counter(kinds).items()})
     for index, kind in enumerate(kinds):
         missing[kind] -= 1

@@ -124,7 +124,7 @@ def check(
     """
     fields = _fields(config)
     candidates = (set(fields) | set(own)) - set(reserved)
-    errors = []
+    errors: list[tuple[tuple[str, ...], str]] = []
     for key, value in values.items():
         if key in reserved:
             message = f"{key!r} is set by llmkit: {reserved[key]}"

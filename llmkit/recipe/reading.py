@@ -128,7 +128,7 @@ class _Reader:
         start = self._next()
         if isinstance(start, StreamEndEvent):
             return _Node(1, None)
-        if isinstance(start, DocumentStartEvent) and start.version not in (None, (1, 2)):
+        if isinstance(start, DocumentStartEvent) and start.version is not None and tuple(start.version) != (1, 2):
             self._refuse("a recipe is YAML 1.2; leave out the line `%YAML`")
         root = self._node(self._next(), 0)
         self._next()

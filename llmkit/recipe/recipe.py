@@ -299,6 +299,7 @@ class Training(LibrarySpec):
         "logging_nan_inf_filter": "it would hide a loss that is not finite; use `stability`",
         "ignore_data_skip": "a resumed run sees the rows that the straight one would have seen",
         "restore_callback_states_from_checkpoint": "`--resume` always restores them",
+        "log_completions": "use `llmkit run --watch`; `samples.jsonl` in the run folder has them",
         "disable_tqdm": "llmkit draws its own progress",
     }
 
@@ -413,7 +414,7 @@ class Recipe(Spec):
 
     @contextmanager
     def at(self, *path: str | int) -> Iterator[None]:
-        """Name the place of `path` in what a check says that knows only its own section, and in what the system says."""
+        """Name the place of `path` in what a check says that knows its own section alone, or the system of a file."""
         try:
             yield
         except LlmkitError as error:

@@ -32,11 +32,12 @@ _QUERY = re.compile(
     r"""[^&\s"'#<>\\]+""",
     re.IGNORECASE,
 )
-_AUTHORIZATION = re.compile(
-    r"""(authorization\\?["']?\s*[:=]\s*\\?["']?(?:(?:bearer|basic|digest|token)\s+)?)[^\s"',;}\\]+""", re.IGNORECASE
-)
+# Between a header's name and what it holds. A quote that ends the name needs one before the value: JSON's numbers stay.
+_IS = r"""(?:\\?["']\s*[:=]\s*\\?["']|\s*[:=]\s*(?:\\?'|\\")?)"""
+_VALUE = r"""[^\s"',;}\\]+"""
+_AUTHORIZATION = re.compile(rf"(authorization{_IS}(?:(?:bearer|basic|digest|token)\s+)?){_VALUE}", re.IGNORECASE)
 _BEARER = re.compile(r"(\bbearer\s+)(?=[\w.~+/-]*\d)[\w.~+/=-]{8,}", re.IGNORECASE)
-_API_KEY = re.compile(r"""(api-key\\?["']?\s*[:=]\s*\\?["']?)[^\s"',;}\\]+""", re.IGNORECASE)
+_API_KEY = re.compile(rf"(api-key{_IS}){_VALUE}", re.IGNORECASE)
 
 _SHAPES = (
     ("://", _PASSWORD, rf"\1:{HIDDEN}@"),

@@ -260,7 +260,7 @@ def _train(
     trainer.add_callback(gauge_callback(gauge, checkpoint))
     trainer.add_callback(limit_callback(watchman))
     trainer.add_callback(stopper.callback(checkpoints))
-    # Last: it sees which steps will write a checkpoint.
+    # The last callback: it sees which steps will write a checkpoint.
     watch_finite(trainer, recipe.stability, folder, narrator.say, checkpoints.last)
     trackers = guard_trackers(trainer, narrator.say)
     try:

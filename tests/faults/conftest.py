@@ -15,6 +15,13 @@ from cases import GRPO, PLAIN, SFT, Case, write_recipe  # noqa: E402
 from harness import Zygote  # noqa: E402
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have one process of `pytest -n ... --dist loadgroup` take all tests of this folder: another would need a zygote."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.xdist_group("faults"))
+
+
 @pytest.fixture(scope="session")
 def environ(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Environment of runs: one thread, because those that a zygote had started would be gone in a child."""

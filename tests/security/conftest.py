@@ -52,6 +52,9 @@ def leak(row):
 """
 
 
+RUNNING = ("eval", "exec", "compile", "__import__")
+
+
 class Bomb:
     """An object whose pickle runs a command when it is loaded."""
 
@@ -141,7 +144,7 @@ def calls() -> list[Call]:
             if isinstance(node, ast.Call):
                 root, _, rest = ast.unparse(node.func).partition(".")
                 found.append(Call(file, f"{names.get(root, root)}{'.' if rest else ''}{rest}", node.lineno))
-            elif isinstance(node, ast.Name) and node.id in ("eval", "exec", "compile", "__import__"):
+            elif isinstance(node, ast.Name) and node.id in RUNNING and isinstance(node.ctx, ast.Load):
                 found.append(Call(file, node.id, node.lineno))  # under another name it may be called anywhere
     assert len(found) > 5000
     return found

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmkit.recipe import secrets
@@ -46,6 +46,8 @@ TOKEN = "hf_AbCdEfGhIjKlMnOpQrStUvWxYz01234567"
         ("{'authorization': 'Basic bWU6Z2VoZWlt'}", "{'authorization': 'Basic ***'}"),
         (r'{"sent": "{\"Authorization\": \"Bearer abc\"}"}', r'{"sent": "{\"Authorization\": \"Bearer ***\"}"}'),
         ("AUTHORIZATION=token abc", "AUTHORIZATION=token ***"),
+        ("{'x-api-key': 'abc'}", "{'x-api-key': '***'}"),
+        ("authorization='abc'", "authorization='***'"),
         ("it sent bearer a1b2c3d4e5", "it sent bearer ***"),
         ("X-Api-Key: abc", "X-Api-Key: ***"),
         # tokens
@@ -78,6 +80,7 @@ def test_what_its_form_gives_away(text: str, left: str) -> None:
         "sk-learn, task-generation-of-something-quite-long-0123456789",
         "the bearer of this letter",
         "author, authority, authorization",
+        '{"authorization": 5, "x-api-key": null, "Authorization=": true}',
         "a token, 128 tokens, tokens_per_second",
         '{"step": 1, "loss": 0.6931471805599453, "num_tokens": 12345678}',
         "model: {name: Qwen/Qwen2.5-1.5B-Instruct, revision: 989aa7980e4cf806f80c7fef2b1adb7bc71aa306}",
@@ -165,13 +168,32 @@ def test_a_variable_that_is_set_later_is_known(monkeypatch: pytest.MonkeyPatch) 
     assert redact("l8ter-and-later") == "***"
 
 
-@given(st.text())
+TRICKY = st.sampled_from(
+    [
+        "authorization",
+        "Authorization:",
+        "AUTHORIZATION=",
+        "x-api-key",
+        "Api-Key: ",
+        "bearer ",
+        "?token=",
+        "://a:b",
+        "@x",
+    ]
+)
+TEXT = st.lists(st.one_of(TRICKY, st.text(max_size=12)), max_size=4).map("".join)
+SCALAR = st.one_of(TEXT, st.floats(allow_nan=False), st.integers(), st.booleans(), st.none())
+
+
+@settings(max_examples=200)
+@given(TEXT)
 def test_any_text_can_be_redacted_twice(text: str) -> None:
     once = redact(text)
     assert redact(once) == once
 
 
-@given(st.dictionaries(st.text(), st.one_of(st.text(), st.floats(allow_nan=False), st.integers(), st.booleans())))
+@settings(max_examples=200)
+@given(st.dictionaries(TEXT, st.one_of(SCALAR, st.lists(SCALAR, max_size=3)), max_size=4))
 def test_json_stays_json(values: dict[str, Any]) -> None:
     written = json.dumps({**values, "url": "https://me:geheim@example.org", "key": TOKEN}, ensure_ascii=False)
     found = json.loads(redact(written))

@@ -23,8 +23,7 @@ def print_rehearsal(found: Rehearsal, console: Console) -> None:
     grid.add_column("", no_wrap=True)
     grid.add_column("found", overflow="fold")
     for stage in found.stages:
-        # The error stands below in full.
-        said = stage.said.splitlines()[0] if stage.said else ""
+        said = "see below" if stage.outcome == "failed" else stage.said.partition("\n")[0]
         seconds = f"{stage.seconds:.1f}" if stage.outcome != "skipped" else ""
         grid.add_row(Text(stage.name), seconds, Text(stage.outcome, style=STYLES[stage.outcome]), Text(said))
     console.print(grid)
@@ -32,5 +31,5 @@ def print_rehearsal(found: Rehearsal, console: Console) -> None:
     for sentence in found.sentences():
         console.print(Text(sentence), style="red", highlight=False, soft_wrap=True)
         console.print()
-    end = "nothing here would stop the run" if found.passed else f"{len(found.failures)} of these would"
+    end = "nothing here would stop the run" if found.passed else f"{len(found.failures)} of these would have gone wrong"
     console.print(f"rehearsed in {found.seconds:.0f} s: {end}", highlight=False)

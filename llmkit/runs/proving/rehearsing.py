@@ -62,6 +62,7 @@ def rehearse(recipe: Recipe, narrator: Narrator | None = None, *, out: Path = Pa
         suppress(Ended),
     ):
         stages.call(scratch, "the rehearsal's folder")
+        stages.call(str(Path(scratch) / "run"), "the run folder")
         _go_through(recipe, stages, Path(scratch), out)
     return stages.result()
 

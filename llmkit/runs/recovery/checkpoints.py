@@ -186,7 +186,11 @@ class Checkpoints:
     # --- Reading -----------------------------------------------------------------------------------------------------
 
     def last(self) -> Path | None:
-        """Return the newest whole checkpoint, or None; says which newer ones are passed over, and why."""
+        """Return the newest whole checkpoint, or None; says which newer ones are passed over, and why.
+
+        One that is being finished is waited for; raises what went wrong with it.
+        """
+        self.wait()
         for path in sorted(self._found(), key=_step, reverse=True):
             if path.name not in self._whole | self._damaged:
                 self._look_at(path)

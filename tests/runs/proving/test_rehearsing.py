@@ -182,7 +182,9 @@ def test_an_export_that_can_not_be_made_and_a_tracker_that_fails(
     printed = io.StringIO()
     print_rehearsal(found, Console(file=printed, width=120))
     assert "would have failed after training, at export merged:" in printed.getvalue()
-    assert "2 of these would" in printed.getvalue()
+    assert "2 of these would have gone wrong" in printed.getvalue()
+    assert printed.getvalue().count("no key for the tracker") == 1
+    assert export.said.startswith("the run folder/export/.merged.tmp: ")
 
 
 def test_a_tracker_that_is_not_installed(recipe: Maker) -> None:
