@@ -50,7 +50,7 @@ class RunError(LlmkitError):
     exit_code = 1
 
 
-class Interrupted(LlmkitError):
+class Interrupted(LlmkitError):  # noqa: N818 - nothing is wrong with the run
     """A signal ended the run at a step from which `--resume` goes on (75 is EX_TEMPFAIL: try again later)."""
 
     exit_code = 75

@@ -4,6 +4,7 @@ import gc
 import os
 import sys
 from pathlib import Path
+from types import TracebackType
 
 from llmkit.cli.app import app
 from llmkit.errors import Interrupted, LlmkitError
@@ -21,6 +22,8 @@ def main() -> None:
     """Run the command line; llmkit's own errors end it with a sentence and their exit code."""
     if sys.argv[1:2] == ["run"]:
         _keep_heap_whole()
+    # Nobody is told that llmkit runs: not by it, and not by the libraries that would.
+    os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1", GRADIO_ANALYTICS_ENABLED="False")
     # Set before torch starts its threads: spinning ones make each other several times slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # pydantic would search every installed package for plugins, which takes as long as reading a recipe.
@@ -38,6 +41,9 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        # typer has put its own there.
+        sys.excepthook = _print_traceback
 
 
 def _keep_heap_whole() -> None:
@@ -58,13 +64,24 @@ def _keep_heap_whole() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print what Python would, without secrets: errors quote addresses and headers."""
+    import traceback
+
+    from llmkit.recipe.secrets import redact
+
+    sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
+
+
 def _print_error(error: LlmkitError) -> None:
     from rich.console import Console
     from rich.markup import escape
 
-    text = f"{error.where}: {error.what}" if error.where else error.what
+    from llmkit.recipe.secrets import redact
+
+    text = redact(f"{error.where}: {error.what}" if error.where else error.what)
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     label = "" if isinstance(error, Interrupted) else "[bold red]error:[/bold red] "
     console.print(f"{label}{escape(text)}")
     if error.remedy:
-        console.print(escape(error.remedy))
+        console.print(escape(redact(error.remedy)))

@@ -28,7 +28,7 @@ def run(
     the_recipe = load_recipe(recipe, overrides or ())
     # The start is over, and cycles that a training leaves behind may hold tensors.
     gc.set_threshold(50_000, 20, 20)
-    if resume and out is None and recipe.name == "recipe.yaml":
+    if resume and out is None and recipe.name == "recipe.yaml" and (recipe.parent / "lock.json").is_file():
         from llmkit.runs.reopen import recipe_of
 
         out = recipe.parent
@@ -71,10 +71,12 @@ def show(
     """
     from llmkit.planning.hardware import parse_hardware
     from llmkit.recipe.loading import load_recipe
+    from llmkit.runs.checks import check
     from llmkit.runs.prepare import plan as make_plan
     from llmkit.runs.resolved import resolve
 
     the_recipe = load_recipe(recipe, overrides or ())
+    check(the_recipe)
     the_plan = make_plan(the_recipe, None if hardware == "this" else parse_hardware(hardware))
     rows = resolve(the_recipe, the_plan)
     if not everything:

@@ -252,7 +252,8 @@ def _no_such_file(label: str, path: Path) -> DataError:
 
 def _package_file(label: str) -> Path:
     name, _, inside = label.removeprefix("package:").partition("/")
-    if not name or not inside:
+    # Within the package: neither an absolute path nor one that leads out again.
+    if not name or not inside or inside.startswith("/") or ".." in Path(inside).parts:
         raise DataError("must be written package:NAME/path/of/file", where=label)
     module = name.replace("-", "_")
     # A dotted name would import the packages above it, and Python knows no file of `__main__`.

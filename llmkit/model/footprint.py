@@ -55,8 +55,8 @@ def trace(recipe: Recipe, dtype: str, autocast: str | None, attention: str) -> F
         return Footprint.from_dict(json.loads(place.read_text(encoding="utf-8")))
     try:
         config = found.load(recipe)
-    except OSError:
-        return None  # loading says what is missing
+    except (OSError, ValueError):
+        return None  # loading says what is missing, or that it is code
     if getattr(config, "quantization_config", None) is not None or not _has_class(config, recipe):
         return None
     with warnings.catch_warnings():
@@ -110,7 +110,8 @@ class _Found:
             # Published in 16 bits, all of them.
             return AutoConfig.for_model(**{"dtype": "bfloat16", **self.known})
         if self.gguf is not None:
-            return AutoConfig.from_pretrained(self.gguf.parent, gguf_file=self.gguf.name)
+            place, file = self.gguf.parent, self.gguf.name
+            return AutoConfig.from_pretrained(place, gguf_file=file, trust_remote_code=False)
         return AutoConfig.from_pretrained(self.folder, trust_remote_code=recipe.model.trust_remote_code)
 
 

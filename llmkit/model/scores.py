@@ -62,13 +62,13 @@ def load_reward_model(place: Path | str, dtype: str | None = None) -> tuple[PreT
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = dtype or ("auto" if device == "cuda" else "float32")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
         adapter = read_config(place, "adapter_config.json") if isinstance(place, Path) else None
         if isinstance(place, Path) and adapter is not None:
             model = _load_adapter(place, str(adapter["base_model_name_or_path"]), dtype)
         else:
             model = _load_whole(place, dtype)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: it brings code, which is not run
         raise SetupError(
             f"the reward model {place} can't be loaded: {str(error).splitlines()[0]}",
             remedy="Check the path; a name that is no folder is looked for on the hub. An adapter needs its base: "
@@ -85,9 +85,9 @@ def load_reward_model(place: Path | str, dtype: str | None = None) -> tuple[PreT
 def _load_whole(place: Path | str, dtype: str) -> PreTrainedModel:
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    _check_config(AutoConfig.from_pretrained(place).to_dict(), place)
+    _check_config(AutoConfig.from_pretrained(place, trust_remote_code=False).to_dict(), place)
     model, report = AutoModelForSequenceClassification.from_pretrained(
-        place, dtype=dtype, use_safetensors=True, output_loading_info=True
+        place, dtype=dtype, use_safetensors=True, output_loading_info=True, trust_remote_code=False
     )
     check_whole(report["missing_keys"], str(place))
     return model
@@ -103,7 +103,7 @@ def _load_adapter(folder: Path, base: str, dtype: str) -> PreTrainedModel:
             raise SetupError(f"the adapter in {folder} has no score head, so its scores would be random")
     with fresh_head(0):
         model = AutoModelForSequenceClassification.from_pretrained(
-            base, num_labels=1, dtype=dtype, use_safetensors=True
+            base, num_labels=1, dtype=dtype, use_safetensors=True, trust_remote_code=False
         )
     # Before the adapter brings its head: a copy is as exact as what it is copied into.
     hold_head_in_float32(model)

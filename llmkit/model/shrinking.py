@@ -92,7 +92,8 @@ def _tokenizer(recipe: Recipe, source: ModelSource) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     file = Path(source.path)
-    return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    # Unset, transformers would ask on the terminal about code in the file's folder; a conversion never runs it.
+    return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
 
 
 def _config(recipe: Recipe, source: ModelSource) -> PreTrainedConfig:

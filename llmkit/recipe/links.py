@@ -9,10 +9,10 @@ from pathlib import Path
 def leading_out(files: Iterable[Path], folder: Path) -> Iterator[Path]:
     """Yield those of `files`, which lie in `folder`, that are links to a place outside of it.
 
-    The hub's cache is no other place: its snapshots link to the `blobs` beside them.
+    The hub's cache is no other place: its snapshots, and folders in them, link to the `blobs` beside them.
     """
     home = folder.resolve()
-    homes = (home, home.parent.parent / "blobs")
+    homes = (home, *(place.parent / "blobs" for place in home.parents if place.name == "snapshots"))
     for file in files:
         if file.is_symlink() and not any(_real(file).is_relative_to(place) for place in homes):
             yield file

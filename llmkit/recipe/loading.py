@@ -18,6 +18,7 @@ from llmkit.recipe.places import named_path, read_file
 from llmkit.recipe.problems import SHOWN, Problem, field_problems, problems_of, shortened
 from llmkit.recipe.reading import DEEPEST, UNFIT, TextError, read_values
 from llmkit.recipe.recipe import Recipe, Training
+from llmkit.recipe.secrets import redact, secret_places
 from llmkit.recipe.spec import KeyPath, Room
 
 METHODS = Room("llmkit.methods")
@@ -73,7 +74,16 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def build_recipe(document: Document) -> Recipe:
-    """Check `document` against the schema; raises RecipeError with every problem and its place."""
+    """Check `document` against the schema; raises RecipeError with every problem and its place.
+
+    A recipe with a secret is refused: it is kept in the run folder, and shared.
+    """
+    for path in secret_places(document.values):
+        raise RecipeError(
+            f"`{'.'.join(map(str, path))}` holds a token or a password",
+            where=redact(document.origin(path)),
+            remedy="Recipes are kept and shared: leave it out, and give it in an environment variable, e.g. HF_TOKEN.",
+        )
     try:
         recipe = Recipe.model_validate(document.values)
     except ValidationError as error:

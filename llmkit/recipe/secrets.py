@@ -19,7 +19,8 @@ LEAST = 8
 """Characters of the shortest value that is hidden: shorter ones stand in ordinary text."""
 
 _NAMED = re.compile(
-    r"TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|API_?KEY|(?:^|_)(?:KEYS?|PASS|AUTH)(?:_|$)", re.IGNORECASE
+    r"TOKEN(?!IZ)|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|API_?KEY|(?:^|_)(?:KEYS?|PASS|AUTH)(?:_|$)",
+    re.IGNORECASE,
 )
 _PATH = re.compile(r"(?:[/~]|\.\.?/|[A-Za-z]:\\)[\w./\\ ~-]*")
 _NUMBER = re.compile(r"[\d.,:+-]+")
@@ -46,9 +47,11 @@ _SHAPES = (
     ("uthorization", _AUTHORIZATION, rf"\1{HIDDEN}"),
     ("UTHORIZATION", _AUTHORIZATION, rf"\1{HIDDEN}"),
     ("earer", _BEARER, rf"\1{HIDDEN}"),
+    ("EARER", _BEARER, rf"\1{HIDDEN}"),
     ("pi-key", _API_KEY, rf"\1{HIDDEN}"),
     ("PI-KEY", _API_KEY, rf"\1{HIDDEN}"),
     ("pi-Key", _API_KEY, rf"\1{HIDDEN}"),
+    ("PI-Key", _API_KEY, rf"\1{HIDDEN}"),
     ("hf_", re.compile(r"\bhf_[A-Za-z0-9]{24,}"), HIDDEN),
     ("api_org_", re.compile(r"\bapi_org_[A-Za-z0-9]{24,}"), HIDDEN),
     ("sk-", re.compile(r"(?<![A-Za-z0-9])sk-(?:[a-z0-9]{1,12}-){0,3}[A-Za-z0-9_]{20,}[\w-]*"), HIDDEN),

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,16 @@ from llmkit.data.shapes import RowError
 from llmkit.rewards._marks import tagged
 from llmkit.rewards._packages import check_package
 from llmkit.rewards.base import Reward
+
+HEX = re.compile(r"0x[0-9a-fA-F]+")
+ARITHMETIC = re.compile(r"[\s\d()\[\],.'\"+*/%<>&|^~-]*")
+"""Numbers (those of `HEX` apart), also in quotes, brackets and operators: no name that Python could look up."""
+
+EVALUATED: Mapping[str, Callable[[Mapping[str, Any]], Iterable[Any]]] = {
+    "bitwise_arithmetic": lambda entry: [entry.get("metadata", {}).get("problem", "")],
+    "number_sorting": lambda entry: [entry.get("answer", "")],
+}
+"""What scorers pass to Python's `eval` of a row's own entry, which may come from anybody's file."""
 
 EVALUATING = (
     "binary_matrix",
@@ -75,6 +86,10 @@ class ReasoningGym(Reward):
             raise RowError(f"the scorer of {task!r} runs the model's answer as Python code; choose another task")
         if task in UNDISCERNING:
             raise RowError(f"the scorer of {task!r} gives any answer its full score; choose another task")
+        for text in EVALUATED[task](entry) if task in EVALUATED else ():
+            # A power of powers would take forever.
+            if not ARITHMETIC.fullmatch(HEX.sub("0", str(text))) or "**" in str(text):
+                raise RowError(f"the scorer of {task!r} evaluates {str(text)[:80]!r} as Python, which is no arithmetic")
         try:
             value = scorer(task)(answer=entry.get("answer"), entry=entry)
         except (*REFUSALS, AssertionError) as error:

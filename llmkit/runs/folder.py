@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from llmkit.data.cache import source_hashes
 from llmkit.errors import DataError, SetupError
 from llmkit.recipe.functions import hooks
+from llmkit.recipe.links import leading_out
 from llmkit.recipe.places import file_hash
 from llmkit.recipe.secrets import redact
 from llmkit.runs.proving.records import SEAL, seal
@@ -84,13 +85,12 @@ class RunFolder:
         if missing:
             left = f"{path} is not a run folder (it has no {' and no '.join(missing)})"
             raise SetupError(left, remedy="Put that back as it was, or start a new run (--out FOLDER).")
-        for place, folders, files in os.walk(path):
-            for link in (Path(place, name) for name in (*folders, *files)):
-                if link.is_symlink():
-                    raise SetupError(
-                        f"{link} is a link, and a run writes into its own folder alone",
-                        remedy="Put the files themselves there; the run folder as a whole may be a link.",
-                    )
+        inside = (Path(place, name) for place, folders, files in os.walk(path) for name in (*folders, *files))
+        for link in leading_out(inside, path):
+            raise SetupError(
+                f"{link} is a link to another place, and a run writes into its own folder alone",
+                remedy="Put the files themselves there; the run folder as a whole may be a link.",
+            )
         return cls(path)
 
     @property

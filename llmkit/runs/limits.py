@@ -82,6 +82,7 @@ class Watchman:
 def limit_callback(watchman: Watchman) -> TrainerCallback:
     """Return the callback that ends training at a limit; it goes behind the one that counts the tokens."""
     from transformers import TrainerCallback
+    from transformers.trainer_utils import SaveStrategy
 
     class Limit(TrainerCallback):
         """Ends training and asks for a checkpoint, as transformers' own callbacks do."""
@@ -89,6 +90,8 @@ def limit_callback(watchman: Watchman) -> TrainerCallback:
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if watchman.step(state.global_step, state.max_steps):
                 control.should_save = control.should_training_stop = True
+                if args.save_strategy == SaveStrategy.BEST:
+                    args.save_strategy = SaveStrategy.STEPS  # else the evaluation of this step alone would decide
 
     return Limit()
 

@@ -20,6 +20,7 @@ from typing import Any
 from llmkit.data.splits import Row
 from llmkit.errors import DataError
 from llmkit.recipe.recipe import Recipe
+from llmkit.recipe.secrets import redact
 from llmkit.runs.checks import planned
 from llmkit.runs.drawing import (
     ENOUGH,
@@ -161,7 +162,7 @@ def preflight(
     )
     if out is not None:
         scratch = out.with_name(f".{out.name}.tmp")
-        scratch.write_text(json.dumps(result.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        scratch.write_text(redact(json.dumps(result.to_dict(), indent=2, ensure_ascii=False)) + "\n", encoding="utf-8")
         os.replace(scratch, out)
     return result
 

@@ -28,6 +28,7 @@ from llmkit.planning.hardware import Hardware, probe
 from llmkit.planning.plan import Plan
 from llmkit.planning.planner import plan as make_plan
 from llmkit.planning.size import model_size
+from llmkit.recipe.functions import announcements
 from llmkit.recipe.places import cache_folder
 from llmkit.recipe.recipe import Recipe
 from llmkit.runs.checks import check, is_adapter, setting
@@ -211,7 +212,12 @@ def load_rows(
     narrator: Narrator,
     refuse: Callable[[DataError], None] = stop,
 ) -> tuple[Splits, Ledger]:
-    """Read, tokenize and mask the rows with the recipe's `max_length` and seed; raises what `load_splits` raises."""
+    """Read, tokenize and mask the rows with the recipe's `max_length` and seed; raises what `load_splits` raises.
+
+    The code that the recipe names is announced first: every command that runs some of it comes by here.
+    """
+    for line in announcements(recipe):
+        narrator.say(line)
     length, seed = setting(recipe, "max_length"), int(setting(recipe, "seed"))
     return load_splits(recipe, tokenizer, stops, max_length=length, seed=seed, narrate=narrator.say, refuse=refuse)
 

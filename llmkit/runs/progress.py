@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from transformers import TrainerCallback
 
-    from llmkit.runs.folder import RunFolder
+from llmkit.recipe.secrets import redact
+from llmkit.runs.folder import RunFolder
 
 PLAIN_SECONDS = 10.0
 """Where there is no terminal, a line of progress is printed at most this often."""
@@ -33,11 +34,11 @@ class Narrator:
         self.started = time.monotonic()
 
     def say(self, text: str) -> None:
-        """Print one line with the seconds since the start."""
+        """Print one line with the seconds since the start, without secrets."""
         from rich.markup import escape
 
         clock = time.monotonic() - self.started
-        self.console.print(f"[dim]{clock:6.1f} s[/dim]  {escape(text)}", highlight=False)
+        self.console.print(f"[dim]{clock:6.1f} s[/dim]  {escape(redact(text))}", highlight=False)
 
     def show_samples(self, samples: Sequence[Mapping[str, Any]]) -> None:
         """Print sampled completions: the prompt, the completion, and what each part of the reward gave."""
@@ -47,7 +48,7 @@ class Narrator:
             parts = " + ".join(f"{name} {value:.3g}" for name, value in sample["rewards"].items())
             self.say(f"step {sample['step']} · {sample['where']} · reward {sample['reward']:.3g} ({parts})")
             for mark, text in (("?", sample["prompt"]), (">", sample["completion"])):
-                self.console.print(f"          [dim]{mark}[/dim] {escape(shortened(text))}", highlight=False)
+                self.console.print(f"          [dim]{mark}[/dim] {escape(redact(shortened(text)))}", highlight=False)
 
     @contextmanager
     def bar(self, title: str, total: int, unit: str = "") -> Iterator[Bar]:

@@ -79,9 +79,9 @@ def _with_model(recipe: Recipe, path: Path) -> Recipe:
     return recipe.model_copy(update={"model": model}).placed(recipe.folder)
 
 
-def _splits(opened: Reopened) -> Splits:
+def _splits(opened: Reopened, narrator: Narrator) -> Splits:
     stops = load_stop_ids(opened.recipe, opened.tokenizer)
-    return load_rows(opened.recipe, opened.tokenizer, stops, Narrator())[0]
+    return load_rows(opened.recipe, opened.tokenizer, stops, narrator)[0]
 
 
 def evaluate(
@@ -99,7 +99,7 @@ def evaluate(
     found: dict[str, list[Score]] = {}
     for name in ("base", "tuned") if folder else ("base",):
         opened = open_model(recipe, folder, base=name == "base")
-        splits = _splits(opened)
+        splits = _splits(opened, narrator)
         rows = splits.eval
         if folder is not None and not overrides:
             # Rows that were held out anew might have been trained on.
@@ -133,8 +133,10 @@ def export(target: str | Path, overrides: Iterable[str] = (), *, narrator: Narra
     if not opened.recipe.export:
         raise RecipeError("the recipe has no `export`", remedy="Add one: --set 'export=[{type: merged}]'")
     check(opened.recipe)
-    trained = Trained(opened.recipe, opened.plan, opened.model, opened.tokenizer, _splits(opened), opened.folder.model)
-    return export_all(trained, opened.folder, narrator or Narrator())
+    narrator = narrator or Narrator()
+    splits = _splits(opened, narrator)
+    trained = Trained(opened.recipe, opened.plan, opened.model, opened.tokenizer, splits, opened.folder.model)
+    return export_all(trained, opened.folder, narrator)
 
 
 def read_prompts(path: Path) -> list[dict[str, object]]:

@@ -26,6 +26,7 @@ from llmkit.data.store import Listed, Rows
 from llmkit.errors import DataError, RecipeError, did_you_mean
 from llmkit.planning.filling import GROUPED as CAN_GROUP
 from llmkit.planning.plan import Plan
+from llmkit.recipe.secrets import redact
 from llmkit.runs.checks import planned, setting
 from llmkit.runs.prepare import PreparedData, plan
 from llmkit.runs.spelling import Passage, visible
@@ -240,11 +241,11 @@ def _first(path: Path, count: int) -> bytes:
 
 
 def save(text: str, path: Path) -> None:
-    """Write a file as a whole, or not at all; raises DataError."""
+    """Write a file without secrets, as a whole or not at all; raises DataError."""
     scratch = _scratch(path)
     with _writing(path):
         try:
-            scratch.write_text(text, encoding="utf-8")
+            scratch.write_text(redact(text), encoding="utf-8")
             os.replace(scratch, path)
         except OSError:
             scratch.unlink(missing_ok=True)

@@ -139,6 +139,7 @@ def require_rewards(recipe: Recipe) -> None:
     if not recipe.method.needs_rewards:
         raise RecipeError(
             f"method {recipe.method.type!r} learns from its rows alone: there is no reward to try",
+            where=recipe.origin(("method",)),
             remedy="Use `method: {type: grpo}` with e.g. `rewards: [{type: exact_match}]`.",
         )
     check(recipe)

@@ -16,7 +16,7 @@ from harness import Zygote  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have one process of `pytest -n ... --dist loadgroup` take all tests of this folder: another would need a zygote."""
+    """Have one process of `pytest -n ... --dist loadgroup` take all of these: each other would need its own zygote."""
     for item in items:
         if item.path.parent == Path(__file__).parent:
             item.add_marker(pytest.mark.xdist_group("faults"))

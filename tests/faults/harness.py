@@ -142,6 +142,7 @@ class Zygote:
         """
         self._runs += 1
         log = self.folder / f"said-{self._runs}.txt"
+        log.touch()  # a run may be killed before it opens it
         job = {
             "argv": [str(argument) for argument in arguments],
             "log": str(log),

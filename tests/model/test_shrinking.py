@@ -15,7 +15,9 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from llmkit.errors import SetupError
+from llmkit.model import shrinking
 from llmkit.model.shrinking import shrink
+from llmkit.model.sources import locate
 from llmkit.recipe.recipe import Recipe
 
 SHAPE: dict[str, Any] = {
@@ -192,6 +194,16 @@ def test_training_goes_on_from_a_small_adapter(tiny_folder: Path, tmp_path: Path
     assert (config["r"], config["target_modules"]) == (3, ["v_proj"])
     model = AutoModelForCausalLM.from_pretrained(config["base_model_name_or_path"])
     PeftModel.from_pretrained(model, folder)
+
+
+def test_nobody_is_asked_about_code_beside_a_gguf_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers asks on the terminal where `trust_remote_code` is left open; the run's own conversion never does."""
+    (tmp_path / "small.gguf").write_bytes(b"weights")
+    given: list[Any] = []
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **options: given.append(options))
+    asked = recipe(tmp_path / "small.gguf")
+    shrinking._tokenizer(asked, locate(asked.model, asked.folder))
+    assert given == [{"gguf_file": "small.gguf", "trust_remote_code": False}]
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:

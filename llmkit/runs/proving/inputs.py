@@ -51,7 +51,10 @@ def inputs(
     except LlmkitError as error:
         yield from (*found, Checked(INPUTS, "base model", "missing", error.what))
         return
-    found += [_commit(recipe, lock.get("commit"))] if source.kind == "hub" else _weights(recipe, lock, narrate)
+    if source.kind == "hub":
+        found.append(_commit(source.path, lock.get("commit")))
+    if source.kind != "hub" or source.adapter is not None:
+        found += _weights(recipe, lock, narrate)
     tokenizer, fault = _loaded(recipe, "missing" if source.kind == "hub" else "changed")
     found += _tokenizer(tokenizer, lock) if tokenizer is not None else fault
     yield from found
@@ -108,6 +111,10 @@ def _weights(recipe: Recipe, lock: Mapping[str, Any], narrate: Callable[[str], N
     if size > LARGE:
         narrate(f"hashing the {size / 1e9:.1f} GB of {recipe.model.name}")
     known = section_of(lock, "weights")
+    if not known:
+        # Once, nothing was locked of an adapter over a hub model.
+        yield Checked(INPUTS, f"base model: {recipe.model.name}", "not recorded", "the lock has no hashes of its files")
+        return
     # A converted copy is made again from the GGUF file when it is needed.
     source = next((name for name in files if name.endswith(".gguf") and name in known), None)
     for name, locked in known.items():
@@ -123,14 +130,14 @@ def _weights(recipe: Recipe, lock: Mapping[str, Any], narrate: Callable[[str], N
             yield Checked(INPUTS, f"base model: {name}", "changed", "it was not there")
 
 
-def _commit(recipe: Recipe, commit: object) -> Checked:
-    """Look for the commit of a hub model in the hub's cache; its files are not read."""
+def _commit(name: str, commit: object) -> Checked:
+    """Look for the commit of the hub model `name` in the hub's cache; its files are not read."""
     from huggingface_hub import try_to_load_from_cache
 
-    what = f"base model: {recipe.model.name}"
+    what = f"base model: {name}"
     if not isinstance(commit, str):
         return Checked(INPUTS, what, "not recorded", "the lock has no commit of the hub")
-    found = try_to_load_from_cache(recipe.model.name, "config.json", revision=commit)
+    found = try_to_load_from_cache(name, "config.json", revision=commit)
     if isinstance(found, str):
         return Checked(INPUTS, what, "same", f"commit {commit[:12]} is in the hub's cache; its bytes were not read")
     return Checked(INPUTS, what, "missing", f"commit {commit[:12]} is not in the hub's cache")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from llmkit.recipe.secrets import redact
 from llmkit.runs.proving.checked import FAILED, PARTS
 from llmkit.runs.proving.differences import SECTIONS, Curve, Difference, Entry, Scored
 
@@ -285,7 +286,7 @@ def _verdict(found: Reproduced) -> Iterator[Text]:
     words, style = VERDICTS[found.verdict]
     yield Text(f"{words}: {found.steps:,} logged step{'s' if found.steps != 1 else ''} compared.", style)
     for reason in found.reasons:
-        yield Text(f"  {reason}")
+        yield Text(f"  {redact(reason)}")
     yield Text(_weights(found))
     if found.verdict == "close":
         largest = max((curve.largest for curve in found.difference.parted), default=0.0)
@@ -331,8 +332,8 @@ def _grid(*headings: str, right: Iterable[int] = ()) -> Table:
 
 
 def _add(grid: Table, *cells: str | Text) -> None:
-    """Add a row of cells as they are: brackets in them are no markup."""
-    grid.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
+    """Add a row of cells as they are, without secrets: brackets in them are no markup."""
+    grid.add_row(*(Text(redact(cell)) if isinstance(cell, str) else cell for cell in cells))
 
 
 def _say(console: Console, line: Text) -> None:

@@ -53,14 +53,12 @@ def weight_files(recipe: Recipe) -> dict[str, Path]:
     """Return the files that the base model is read from, by the names that lock.json has for them.
 
     Of a GGUF file also its converted copy, as far as there is one; of an adapter to go on from, its own under
-    `adapter/`. Empty for a hub model, whose bytes its commit stands for. Raises SetupError where there is no model.
+    `adapter/`. None of a hub model, whose bytes its commit stands for. Raises SetupError where there is no model.
     """
     source = locate(recipe.model, recipe.folder)
-    if source.kind == "hub":
-        return {}
     path = Path(source.path)
     found = {path.name: path} if source.kind == "gguf" else {}
-    places = {"": converted_place(path) if source.kind == "gguf" else path}
+    places = {} if source.kind == "hub" else {"": converted_place(path) if source.kind == "gguf" else path}
     if source.adapter is not None:
         places["adapter/"] = source.adapter
     read = (*CONFIGS, *recipe.model.allow_pickle)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from llmkit.recipe.secrets import redact
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -25,11 +27,12 @@ def print_rehearsal(found: Rehearsal, console: Console) -> None:
     for stage in found.stages:
         said = "see below" if stage.outcome == "failed" else stage.said.partition("\n")[0]
         seconds = f"{stage.seconds:.1f}" if stage.outcome != "skipped" else ""
-        grid.add_row(Text(stage.name), seconds, Text(stage.outcome, style=STYLES[stage.outcome]), Text(said))
+        # What a library or a tracker says may hold what it was called with.
+        grid.add_row(Text(stage.name), seconds, Text(stage.outcome, style=STYLES[stage.outcome]), Text(redact(said)))
     console.print(grid)
     console.print()
     for sentence in found.sentences():
-        console.print(Text(sentence), style="red", highlight=False, soft_wrap=True)
+        console.print(Text(redact(sentence)), style="red", highlight=False, soft_wrap=True)
         console.print()
     end = "nothing here would stop the run" if found.passed else f"{len(found.failures)} of these would have gone wrong"
     console.print(f"rehearsed in {found.seconds:.0f} s: {end}", highlight=False)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from llmkit.data.splits import Row
 from llmkit.errors import RecipeError, SetupError, did_you_mean
 from llmkit.model.footprint import tracer
+from llmkit.model.sources import locate
 from llmkit.planning.case import Case
 from llmkit.planning.edits import Planned, room
 from llmkit.planning.hardware import GIB
@@ -129,8 +130,9 @@ def reach_weights(recipe: Recipe) -> None:
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    name, revision = recipe.model.name, recipe.model.revision
-    files = ("model.safetensors", "model.safetensors.index.json")
+    # Of an adapter that training goes on from, the base.
+    name, revision = locate(recipe.model, recipe.folder).path, recipe.model.revision
+    files = ("model.safetensors", "model.safetensors.index.json", *recipe.model.allow_pickle)
     if any(isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in files):
         return
     problem = "HF_HUB_OFFLINE is set"

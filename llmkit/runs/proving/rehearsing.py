@@ -26,6 +26,7 @@ from llmkit.model.heads import gives_scores
 from llmkit.model.shrinking import shrink
 from llmkit.model.sources import locate
 from llmkit.planning.plan import Plan
+from llmkit.recipe.functions import announcements
 from llmkit.recipe.recipe import Recipe
 from llmkit.runs.checks import check, setting
 from llmkit.runs.folder import RunFolder, captured_logs
@@ -97,6 +98,8 @@ def _names(recipe: Recipe) -> list[str]:
 def _go_through(recipe: Recipe, stages: Stages, scratch: Path, out: Path) -> None:
     with stages.stage("check"):
         check(recipe)
+    for line in announcements(recipe):
+        stages.narrator.say(line)
     with stages.stage("run folder", goes_on=True):
         trials.make_folder(out)
     with stages.stage("plan"):

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmkit.errors import RecipeError, SetupError
 from llmkit.recipe.loading import load_recipe
-from llmkit.recipe.recipe import Recipe
+from llmkit.recipe.recipe import Limits, Recipe
 from llmkit.runs.folder import RunFolder
+from llmkit.runs.limits import STOPPED_FILE
 from llmkit.runs.prepare import plan
 from llmkit.runs.progress import Narrator
 from llmkit.runs.proving.checked import INPUTS, MODEL, RECORD, Checked, digest
-from llmkit.runs.proving.differences import Difference, checkpoints_of, compare, read_object, relative, section_of
+from llmkit.runs.proving.differences import (
+    Difference,
+    Entry,
+    checkpoints_of,
+    compare,
+    read_object,
+    relative,
+    section_of,
+)
 from llmkit.runs.proving.verifying import verify
 from llmkit.runs.recovery.resuming import as_planned
 from llmkit.runs.runner import run
@@ -35,6 +44,9 @@ JUDGED = ("loss", "grad_norm", "reward", "eval_loss")
 
 INPUT_SECTIONS = ("data", "code", "rows", "weights")
 ELSEWHERE = ("settings", "versions", "hardware")
+LIMITS = ("limits",)
+"""Section of a recipe that a reproduction does without: it ends at the step at which the run did."""
+
 LEFT_OUT = ("evaluation", "export", "rewards")
 """Sections of a recipe that a part of a run does without."""
 
@@ -99,8 +111,9 @@ def reproduce(
     """Run the recipe of the run in `target` again by the same plan, and compare what both have logged, step by step.
 
     `out` is the folder of the new run (default: the run's own name with `-again`, numbered if taken). With `steps`,
-    training ends after so many, on the schedule of the whole run, and nothing is scored or exported. Raises SetupError
-    where the run, or what it was made from, has changed or is not there any more, and what `run` raises.
+    training ends after so many, on the schedule of the whole run, and nothing is scored or exported. A run that a limit
+    ended is ended at the same step. Raises SetupError where the run, or what it was made from, has changed or is not
+    there any more, and what `run` raises.
     """
     narrator = narrator or Narrator()
     if steps is not None and steps < 1:
@@ -112,10 +125,11 @@ def reproduce(
     if out is None:
         home = folder.path if folder.path.name not in ("", "..") else folder.path.resolve()
         out = RunFolder.numbered(home.parent, f"{home.name}-again").path
-    callbacks = () if steps is None else (_stop_after(steps),)
-    again = run(
-        recipe if steps is None else _bare(recipe), out=out, plan_=the_plan, callbacks=callbacks, narrator=narrator
-    )
+    last = _last_step(folder, steps)
+    callbacks = () if last is None else (_stop_after(last),)
+    # Hours are other steps on another machine.
+    recipe = (recipe if steps is None else _bare(recipe)).model_copy(update={"limits": Limits()})
+    again = run(recipe, out=out, plan_=the_plan, callbacks=callbacks, narrator=narrator)
     return judge(compare(folder.path, again.folder), tolerance, steps)
 
 
@@ -132,6 +146,13 @@ def _require_unchanged(folder: RunFolder, narrator: Narrator) -> None:
 def _said(found: Checked) -> str:
     verb = "is missing" if found.state == "missing" else "has changed"
     return f"{found.what} {verb}" + (f" ({found.detail})" if found.detail else "")
+
+
+def _last_step(folder: RunFolder, steps: int | None) -> int | None:
+    """Return the step to end with: that at which a limit ended the run, or `steps` if they are fewer; None for all."""
+    stopped = read_object(folder.path / STOPPED_FILE).get("step")
+    given = [step for step in (steps, stopped) if isinstance(step, int)]
+    return min(given, default=None)
 
 
 def _bare(recipe: Recipe) -> Recipe:
@@ -159,9 +180,9 @@ def _stop_after(steps: int) -> TrainerCallback:
 
 def judge(difference: Difference, tolerance: float = TOLERANCE, steps: int | None = None) -> Reproduced:
     """Say whether run B of `difference` reproduces run A, of which only the first `steps` count where that is given."""
-    if steps is not None:
-        entries = tuple(entry for entry in difference.entries if entry.key.split(".")[0] not in LEFT_OUT)
-        difference = replace(difference, entries=entries, scores=())
+    left_out = LIMITS if steps is None else (*LIMITS, *LEFT_OUT)
+    entries = tuple(entry for entry in difference.entries if not _is_setting(entry, left_out))
+    difference = replace(difference, entries=entries, scores=() if steps is not None else difference.scores)
     weights = _weights(difference, steps)
     reasons = [*_other_inputs(difference), *_other_steps(difference, steps)]
     reasons += [*_other_curves(difference, tolerance), *_other_scores(difference, tolerance)]
@@ -173,6 +194,10 @@ def judge(difference: Difference, tolerance: float = TOLERANCE, steps: int | Non
     verdict: Verdict = "different" if reasons else "identical" if same else "close"
     count = len(headline.steps) if headline else 0
     return Reproduced(difference, count, weights, verdict, tuple(reasons), _expects_identity(difference), tolerance)
+
+
+def _is_setting(entry: Entry, sections: Collection[str]) -> bool:
+    return entry.section == "settings" and entry.key.split(".")[0] in sections
 
 
 def _other_inputs(difference: Difference) -> list[str]:

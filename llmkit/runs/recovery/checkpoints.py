@@ -5,6 +5,7 @@ A checkpoint is in its place only when it is whole: a kill at any moment leaves 
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -65,6 +66,7 @@ class Checkpoints:
             in_their_types(trainer, types)
             read_carried(trainer, Path(checkpoint))
             begin.checkpoint = Path(checkpoint)
+            trainer.args.eval_on_start = False  # the run has had that evaluation
 
         found._save_checkpoint, found._load_from_checkpoint = save, load_from
         trainer.args.restore_callback_states_from_checkpoint = True
@@ -84,6 +86,8 @@ class Checkpoints:
                 # transformers takes the intervals of the checkpoint: those of the recipe may be other ones now.
                 state.compute_steps(args, state.max_steps)
                 if self.checkpoint is not None:
+                    # transformers forgets one that isn't where it was: the run folder may have been moved.
+                    state.best_model_checkpoint = state.best_model_checkpoint or _best_of(self.checkpoint)
                     go_on_logging(trainer, self.checkpoint)
                     follow_schedule(kwargs["optimizer"], kwargs["lr_scheduler"])
                     checkpoints._name_best(state)
@@ -115,13 +119,15 @@ class Checkpoints:
     def _name_best(self, state: TrainerState) -> bool:
         """Have the state name the best checkpoint by its place, and return whether it named another one.
 
-        It would name the scratch folder, or the place where the run folder was before it was moved.
+        It would name the scratch folder, or the place where the run folder was before it was moved. Where the best step
+        was not saved, it stays with the best one that was.
         """
         if state.best_global_step is None:
             return False
         best, before = self.folder / f"checkpoint-{state.best_global_step}", state.best_model_checkpoint
         there = best.is_dir() or state.best_global_step == state.global_step
-        named = str(best) if there else None
+        old = self.folder / Path(before).name if before else None
+        named = str(best) if there else str(old) if old is not None and old.is_dir() else None
         state.best_model_checkpoint = named
         return bool(named != before)
 
@@ -161,11 +167,13 @@ class Checkpoints:
 
     def _put(self, beside: Path) -> None:
         """Move a whole checkpoint to its place, and have the disk keep that; one of the same step is replaced."""
-        place = self.folder / beside.name
+        place, gone = self.folder / beside.name, self._scratch / f"{beside.name}.removed"
         if place.exists():
-            self._remove(place)
+            os.replace(place, gone)
         os.replace(beside, place)
         sync(self.folder)
+        # Only now: removing takes a while, and a kill in it would leave the run without this step.
+        shutil.rmtree(gone, ignore_errors=True)
         self._damaged.discard(place.name)
         self._whole.add(place.name)
 
@@ -224,8 +232,15 @@ def kept(steps: Iterable[int], scores: Mapping[int, float], keep: Keep) -> set[i
 
 def _held(trainer: Trainer) -> int | None:
     """Return the step whose checkpoint transformers loads when training ends, if it does."""
-    best: int | None = trainer.state.best_global_step
-    return best if trainer.args.load_best_model_at_end else None
+    best: str | None = trainer.state.best_model_checkpoint
+    return _step(Path(best)) if best and trainer.args.load_best_model_at_end else None
+
+
+def _best_of(checkpoint: Path) -> str | None:
+    """Return the best checkpoint by what `checkpoint` says; its folder may be another one by now."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    found: str | None = state.get("best_model_checkpoint")
+    return found
 
 
 def _step(path: Path) -> int:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.errors import RunError
+from llmkit.runs.recovery.carried import CARRIED
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,9 @@ class Contents:
     zero: frozenset[str] = frozenset()
     """Trained tensors of an adapter that begin as nothing but zeros (LoRA's B)."""
 
+    state: tuple[str, ...] = ()
+    """Files that a run goes on with; transformers passes silently over one that is missing."""
+
     def check(self, checkpoint: Path, *, learnt: bool) -> None:
         """Open the files of `checkpoint` again; raises RunError where they are not what was to be saved.
 
@@ -44,6 +48,9 @@ class Contents:
         """
         found = _shapes(checkpoint, self.files)
         self._check_names(checkpoint, found)
+        missing = [name for name in self.state if not (checkpoint / name).is_file()]
+        if missing:
+            raise _broken(checkpoint, f"{' and '.join(missing)} can't be found")
         for file in (*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")):
             # torch writes zip files, whose table of contents comes last.
             if not zipfile.is_zipfile(file):
@@ -81,10 +88,19 @@ def contents_of(trainer: Trainer) -> Contents:
     trained = {id(p): p for p in model.parameters() if p.requires_grad}
     numbers = sum(p.numel() for p in trained.values())
     if isinstance(model, PeftModel):
-        return _of_adapter(model, {p.data_ptr() for p in trained.values()}, numbers)
+        return replace(_of_adapter(model, {p.data_ptr() for p in trained.values()}, numbers), state=_state_of(trainer))
     ignored = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in ignored}
-    return Contents("model*.safetensors", _tied(state), _shapes_of(state), numbers)
+    return Contents("model*.safetensors", _tied(state), _shapes_of(state), numbers, state=_state_of(trainer))
+
+
+def _state_of(trainer: Any) -> tuple[str, ...]:
+    """Return the files beside the weights that a run goes on with."""
+    always = ("trainer_state.json", CARRIED)
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or trainer.args.world_size > 1:
+        return always  # the others have names of their own there, and one for each process
+    scaler = ("scaler.pt",) if trainer.accelerator.scaler is not None else ()
+    return ("optimizer.pt", "scheduler.pt", "rng_state.pth", *scaler, *always)
 
 
 def _of_adapter(model: Any, trained: set[int], numbers: int) -> Contents:

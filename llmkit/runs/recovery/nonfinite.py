@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llmkit.errors import RunError
 from llmkit.recipe.recipe import Stability
 from llmkit.runs.folder import RunFolder
+from llmkit.runs.recovery.batches import rows_of, tensors_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,10 +33,11 @@ MOST_NAMES = 10
 SPIKE = 20.0
 """So many times the usual gradient norm is worth a line."""
 
+MOST_OVERFLOWS = 30
+"""Steps in a row that a scaler may leave out: each halves its scale, and so many leave next to nothing of it."""
+
 WINDOW, LEAST = 50, 20
 """Steps whose median is the usual norm, and how many of them there must be."""
-
-NOT_TEXT = ("position_ids", "token_type_ids")
 
 
 @dataclass(frozen=True)
@@ -83,11 +85,11 @@ def watch_finite(
     """Have every loss and gradient of `trainer` looked at before the optimizer uses it; `last` gives a checkpoint.
 
     Beside one wait for the device per step, nothing changes: the numbers of a run are those that they were. Call it
-    behind all other callbacks, so that it sees which steps will write a checkpoint.
+    behind all other callbacks, so that it sees whether training stops.
     """
     watched: Any = trainer
     watch = FiniteWatch(watched, stability, folder, narrate, last)
-    compute_loss, log = watched.compute_loss, watched.log
+    compute_loss, log, save = watched.compute_loss, watched.log, watched._save_checkpoint
     # It would put another number in the place of a loss that is none, and wait for the device after each batch.
     watched.args.logging_nan_inf_filter = False
 
@@ -103,7 +105,12 @@ def watch_finite(
         watch.amend(logs)
         log(logs, *args, **kwargs)
 
-    watched.compute_loss, watched.log = compute_and_keep, log_with_skips
+    def look_and_save(*args: Any, **kwargs: Any) -> None:
+        # Here, and not where a step ends: the end of an epoch and a new best score have checkpoints written too.
+        watch.require_finite_weights(watched.state.global_step)
+        save(*args, **kwargs)
+
+    watched.compute_loss, watched.log, watched._save_checkpoint = compute_and_keep, log_with_skips, look_and_save
     watched.accelerator.clip_grad_norm_ = watch.clip
     watched.add_callback(_callback(watch))
 
@@ -126,7 +133,7 @@ def _callback(watch: FiniteWatch) -> TrainerCallback:
             watch.begin()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if control.should_save or control.should_training_stop:
+            if control.should_training_stop:
                 watch.require_finite_weights(state.global_step)
 
     return NonFinite()
@@ -151,6 +158,7 @@ class FiniteWatch:
         self._batches: list[dict[str, Any]] = []
         self._losses: list[Tensor] = []
         self._sum: Tensor | None = None
+        self._overflows = 0
         self.since_log = [0, 0]
         """Steps since the last one that was logged, and how many of them were left out."""
 
@@ -214,7 +222,9 @@ class FiniteWatch:
         *losses, size = torch.stack([*(loss.float() for loss in self._losses), norm.float()]).tolist()
         # With float16 gradients overflow now and then: the scaler leaves such a step out and takes a smaller scale.
         scaled = self._trainer.accelerator.scaler is not None
-        if not all(map(math.isfinite, losses)) or not (scaled or math.isfinite(size)):
+        self._overflows = 0 if math.isfinite(size) else self._overflows + 1
+        tolerated = MOST_OVERFLOWS if scaled else 0
+        if not all(map(math.isfinite, losses)) or self._overflows > tolerated:
             return False
         said = self._spikes.seen(self._trainer.state.global_step + 1, size, self._trainer.args.max_grad_norm)
         if said:
@@ -275,12 +285,21 @@ class FiniteWatch:
 
     def _last_good(self) -> Path | None:
         """Return the newest checkpoint with finite weights; newer ones are moved away, so that `--resume` takes it."""
-        while (found := self._last()) is not None and not finite_file(found):
+        while (found := self._newest()) is not None and not finite_file(found):
             aside = self._folder.path / FOLDER / found.name
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(found, aside)
             self._narrate(f"{found.name} has weights that are no finite numbers: it is moved to {aside}")
         return found
+
+    def _newest(self) -> Path | None:
+        """Return the newest checkpoint; what went wrong with one is said, and not raised instead of what was found."""
+        for _ in range(2):  # the second time without the one that went wrong
+            try:
+                return self._last()
+            except Exception as error:  # noqa: BLE001 - whatever the disk or a library has raised
+                self._narrate(f"the last checkpoint could not be finished: {type(error).__name__}: {error}")
+        return None
 
     def _way_on(self, found: Found, good: Path | None) -> str:
         last = f"The last good checkpoint is {good}." if good else "There is no good checkpoint yet."
@@ -332,43 +351,6 @@ class Spikes:
         )
 
 
-def tensors_of(batches: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """Return the tensors of the batches of a step as `NUMBER.NAME`, on the CPU."""
-    import torch
-
-    return {
-        f"{number}.{name}": value.detach().cpu().contiguous().clone()
-        for number, batch in enumerate(batches)
-        for name, value in batch.items()
-        if isinstance(value, torch.Tensor)
-    }
-
-
-def rows_of(batch: Mapping[str, Any], tokenizer: Any) -> list[dict[str, Any]]:
-    """Return for each row of a batch its texts with special tokens (without a tokenizer, none) and its trained tokens.
-
-    Columns of token ids are `(B, T)`; labels of -100 don't count, and neither does what `completion_mask` leaves out.
-    """
-    import torch
-
-    grids = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor) and value.dim() == 2}
-    ids = {name: value.tolist() for name, value in grids.items() if name.endswith("ids") and name not in NOT_TEXT}
-    counts = [(value != -100).sum(-1).tolist() for name, value in grids.items() if name.endswith("labels")]
-    if not counts and "completion_mask" in grids:
-        counts = [grids["completion_mask"].sum(-1).tolist()]
-    found = []
-    for row in range(max(map(len, ids.values()), default=0)):
-        entry: dict[str, Any] = {"row": row}
-        if counts:
-            entry["trained_tokens"] = int(sum(count[row] for count in counts if row < len(count)))
-        if tokenizer is not None:
-            pad = tokenizer.pad_token_id
-            texts = {name: tokenizer.decode(_bare(rows[row], pad)) for name, rows in ids.items() if row < len(rows)}
-            entry["text"] = texts
-        found.append(entry)
-    return found
-
-
 def finite_file(checkpoint: Path) -> bool:
     """Whether all weights in the safetensors files of a checkpoint are finite numbers."""
     from safetensors import safe_open
@@ -384,12 +366,6 @@ def _finite(tensors: Iterable[Tensor]) -> bool:
     import torch
 
     return all(bool(torch.isfinite(tensor.detach()).all()) for tensor in tensors)
-
-
-def _bare(ids: list[int], pad: int | None) -> list[int]:
-    """Return a row without the padding at its ends."""
-    kept = [place for place, token in enumerate(ids) if token != pad]
-    return ids[kept[0] : kept[-1] + 1] if kept else []
 
 
 def _number(value: float) -> float | str:

@@ -301,8 +301,10 @@ def train_on(trainer: Trainer, checkpoint: Path | None) -> None:
         return
     trainer._load_from_checkpoint(str(checkpoint))
     trainer.state = state
-    best = checkpoint.with_name(f"checkpoint-{state.best_global_step}")
-    if trainer.args.load_best_model_at_end and best.is_dir():
+    named = state.best_model_checkpoint
+    # By its name: the run folder may have been moved.
+    best = checkpoint.with_name(Path(named).name) if named else None
+    if trainer.args.load_best_model_at_end and best is not None and best.is_dir():
         state.best_model_checkpoint = str(best)
         trainer._load_best_model()
     trainer.control = trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)

@@ -28,6 +28,9 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1
 RECENT = 50
 """Steps whose slowest one says how long the next may take."""
 
+ECHO = 0.5
+"""Seconds within which a signal that comes again is the same one: `timeout` and other wrappers send each one twice."""
+
 
 class Stopper:
     """Turns signals into a stop at the end of the step, and into `Interrupted` (code 75) everywhere else.
@@ -47,6 +50,7 @@ class Stopper:
         self._narrate, self._exits = narrate, exits
         self._pace = Pace()
         self._training = self._trained = self._twice = False
+        self._heard_at = 0.0
         self._pid = os.getpid()
         self._before: dict[int, Any] = {}
         # Its put() may be called by a handler that interrupts another put().
@@ -100,20 +104,25 @@ class Stopper:
             """Times the steps; ends the one that is under way, evaluates where that is due, and has it saved."""
 
             saved = -1
+            due = over = False
+            """Whether the checkpoint of this step waits for the epoch's end, and whether the epoch has come to it."""
 
             def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                stopper._training = True
+                stopper._training, self.over = True, False
                 pace.begin(state.max_steps)
 
             def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 pace.step(state.global_step)
                 stopper._stop(control)
-                if stopper.signal and args.save_strategy == "best":
-                    control.should_save = True  # at the epoch's end its evaluation alone would decide
+                # A run that goes on from this step begins the next epoch: nobody would do what this one's end asks for.
+                self.due = control.should_save and _more_comes(args, state)
+                control.should_save = control.should_save and not self.due
 
             def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 pace.rest()
                 stopper._stop(control)
+                if stopper.signal and self.over and self.saved != state.global_step:
+                    _insist(args, control)
 
             def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 pace.checkpoint()
@@ -122,7 +131,13 @@ class Stopper:
 
             def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 # The trainer comes by here whenever training stops, and does then what it was told to.
-                stopper._stop(control, state.epoch, saved=self.saved == state.global_step)
+                saved = self.saved == state.global_step
+                again = saved and _more_comes(args, state)
+                control.should_save = control.should_save or self.due or again
+                self.due, self.over = False, True
+                stopper._stop(control, state, saved=saved)
+                if stopper.signal and control.should_save:
+                    _insist(args, control)
 
             def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 if stopper.signal:
@@ -130,25 +145,29 @@ class Stopper:
 
         return Stop()
 
-    def _stop(self, control: Any, epoch: float | None = None, *, saved: bool = False) -> None:
-        """Have training stop if a signal came; where an epoch ends or is left (`epoch`), after a checkpoint."""
+    def _stop(self, control: Any, ended: Any = None, *, saved: bool = False) -> None:
+        """Stop training if a signal came; where an epoch ends or is left (in state `ended`), with a checkpoint."""
         if self.signal is None:
             return
         control.should_training_stop = True
-        if epoch is None:
+        if ended is None:
             return
-        if epoch % 1:  # in the middle of one: what is due at its end, the resumed run does
+        if not _at_an_end(ended):  # what is due at the epoch's end, the resumed run does
             control.should_log = control.should_evaluate = False
-        control.should_save = not saved
+        control.should_save = control.should_save or not saved
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
             _as_a_child(number)
             return
         name = signal.Signals(number).name
+        now = time.monotonic()
+        if name == self.signal and now - self._heard_at < ECHO:
+            return
         if self.signal is not None:
             self._leave(number, name)
-        self.signal = name
+        # In this order: the echo may come in between.
+        self._heard_at, self.signal = now, name
         if not self._training:
             raise KeyboardInterrupt
         self._heard.put(name)
@@ -228,6 +247,25 @@ class Pace:
         parts = [f"steps took up to {slowest:,.1f} s"]
         parts += [f"checkpoints up to {checkpoint:,.1f} s" if checkpoint else "no checkpoint has been written yet"]
         return f"{text}, within about {slowest + checkpoint:,.1f} s ({', '.join(parts)})"
+
+
+def _at_an_end(state: Any) -> bool:
+    """Whether this step is the last one of an epoch, or of the run."""
+    return bool(state.epoch % 1 == 0 or state.global_step >= state.max_steps)
+
+
+def _more_comes(args: Any, state: Any) -> bool:
+    """Whether something is logged or evaluated when the epoch is over, and it is over with this step."""
+    return _at_an_end(state) and "epoch" in (args.eval_strategy, args.logging_strategy)
+
+
+def _insist(args: Any, control: Any) -> None:
+    """Have this step saved; with `save_strategy: best` its evaluation alone would decide."""
+    from transformers.trainer_utils import SaveStrategy
+
+    control.should_save = True
+    if args.save_strategy == SaveStrategy.BEST:
+        args.save_strategy = SaveStrategy.STEPS
 
 
 def _as_a_child(number: int) -> None:

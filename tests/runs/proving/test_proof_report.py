@@ -59,6 +59,17 @@ def test_each_fault_has_a_line_and_brackets_are_no_markup() -> None:
     assert line.split() == ["inputs", "changed", "rows.jsonl", "SHA-256", "was", "1,", "is", "2"]
 
 
+def test_what_a_library_says_is_printed_without_secrets() -> None:
+    url = "https://me:pass4word@hub/x"
+    found = verified(
+        Checked("inputs", "tokenizer", "changed", f"it can't be loaded: {url}"),
+        Checked("inputs", "base", "same", url),
+    )
+    text = printed(print_verified, found, 200)
+    assert text.count("https://me:***@hub/x") == 2
+    assert "pass4word" not in text
+
+
 def test_many_files_are_counted() -> None:
     text = printed(print_verified, verified(*(Checked("inputs", f"{i}.jsonl", "same") for i in range(400))))
     assert "0.jsonl, 1.jsonl" in text

@@ -21,6 +21,7 @@ from llmkit.runs.proving.rehearsal_recipe import small_recipe
 from llmkit.runs.proving.rehearsal_report import print_rehearsal
 from llmkit.runs.proving.rehearsal_rows import FIRST, LAST, excerpts_of
 from llmkit.runs.proving.rehearsal_stages import Rehearsal, Stage
+from llmkit.runs.proving.rehearsal_trials import reach_weights
 from llmkit.runs.proving.rehearsing import rehearse
 
 if TYPE_CHECKING:
@@ -283,6 +284,66 @@ def test_generation_settings_that_can_not_be_saved(recipe: Maker, tiny_folder: P
     name, text, stage = failure(rehearse(recipe("model.name=./real", "adapter=null")))
     assert (name, stage.when) == ("checkpoint", "while training"), text
     assert "temperature" in text
+
+
+# --- What may be out of reach ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, str]]:
+    """Model and file of what the hub's cache holds; the hub itself is out of reach."""
+    held: set[tuple[str, str]] = set()
+
+    def cached(name: str, file: str, **_: Any) -> str | None:
+        return "/somewhere" if (name, file) in held else None
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", cached)
+    monkeypatch.setattr("huggingface_hub.constants.is_offline_mode", lambda: True)
+    return held
+
+
+def test_the_base_of_an_adapter_is_looked_for(recipe: Maker, tmp_path: Path, cache: set[tuple[str, str]]) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
+    asked = recipe("model.name=./mine", "adapter={type: lora}")
+    with pytest.raises(SetupError, match="the weights of some/base are not in the local cache"):
+        reach_weights(asked)
+    cache.add(("some/base", "model.safetensors"))
+    reach_weights(asked)
+
+
+def test_pickled_weights_that_the_recipe_allows_are_found(recipe: Maker, cache: set[tuple[str, str]]) -> None:
+    cache.add(("some/model", "pytorch_model.bin"))
+    with pytest.raises(SetupError, match="not in the local cache"):
+        reach_weights(recipe("model.name=some/model"))
+    reach_weights(recipe("model.name=some/model", "model.allow_pickle=[pytorch_model.bin]"))
+
+
+# --- What is said ----------------------------------------------------------------------------------------------------
+
+
+def test_code_is_announced_before_it_runs(recipe: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(recipe: Recipe) -> None:
+        raise SetupError("far enough")
+
+    monkeypatch.setattr("llmkit.runs.proving.rehearsing.plan", stop)
+    (tmp_path / "rows.py").write_text("def plain(row):\n    return row\n", encoding="utf-8")
+    stream = io.StringIO()
+    asked = recipe("data.train.0.python=rows.py:plain")
+    found = rehearse(asked, Narrator(Console(file=stream, width=300)), out=tmp_path)
+    assert [stage.name for stage in found.failures] == ["plan"]
+    lines = stream.getvalue().splitlines()
+    [place] = [place for place, line in enumerate(lines) if "runs code with your rights: plain of" in line]
+    assert [lines[0].endswith("check"), lines[place + 1].endswith("run folder")] == [True, True]
+
+
+def test_what_a_library_says_is_printed_without_secrets() -> None:
+    said = "no answer from https://me:pass4word@hub/x"
+    stages = (Stage("plan", "warned", said=said), Stage("trackers", "failed", said=said))
+    stream = io.StringIO()
+    print_rehearsal(Rehearsal(stages, 1.0), Console(file=stream, width=200))
+    assert stream.getvalue().count("https://me:***@hub/x") == 2
+    assert "pass4word" not in stream.getvalue()
 
 
 # --- Rows and recipe -------------------------------------------------------------------------------------------------

@@ -7,12 +7,17 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from llmkit.errors import RecipeError, SetupError
 from llmkit.planning.plan import Plan
+from llmkit.recipe.loading import load_recipe
+from llmkit.recipe.recipe import Limits, Recipe
+from llmkit.runs.limits import STOPPED_FILE
 from llmkit.runs.proving import reproducing
 from llmkit.runs.proving.differences import compare
 from llmkit.runs.proving.reproducing import Reproduced, distance, judge, reproduce
@@ -124,6 +129,42 @@ def test_what_has_changed_is_not_reproduced(
     assert not (copied.parent / "run-again").exists()
 
 
+def test_a_run_that_a_limit_ended_is_ended_at_its_step_whatever_the_hours(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A faster machine would take more steps in the hours, and a slower one fewer."""
+    (copied / STOPPED_FILE).write_text(json.dumps({"by": "limits.hours", "step": 3}), encoding="utf-8")
+    limited = replace_limits(load_recipe, Limits(hours=1e-9))
+    started: list[tuple[Recipe, tuple[Any, ...]]] = []
+
+    def run(recipe: Recipe, *, callbacks: tuple[Any, ...], **_: Any) -> Any:
+        started.append((recipe, callbacks))
+        return SimpleNamespace(folder=copied)
+
+    monkeypatch.setattr(reproducing, "load_recipe", limited)
+    monkeypatch.setattr(reproducing, "run", run)
+    assert reproduce(copied, copied.parent / "again").difference.scores
+    assert reproduce(copied, copied.parent / "again", steps=2).difference.scores == ()
+    assert reproduce(copied, copied.parent / "again", steps=4).passed
+    assert [ends_at(callback) for _, [callback] in started] == [3, 2, 3]
+    assert [recipe.limits for recipe, _ in started] == [Limits()] * 3
+    assert [bool(recipe.evaluation) for recipe, _ in started] == [True, False, False]
+
+
+def replace_limits(load: Callable[[Path], Recipe], limits: Limits) -> Callable[[Path], Recipe]:
+    return lambda path: load(path).model_copy(update={"limits": limits})
+
+
+def ends_at(callback: TrainerCallback) -> int:
+    """Return the first step after which a callback ends training."""
+    for step in range(1, 10):
+        control = TrainerControl()
+        callback.on_step_end(cast("Any", None), TrainerState(global_step=step), control)
+        if control.should_training_stop:
+            return step
+    return 0
+
+
 def test_steps_are_counted_from_one(copied: Path) -> None:
     with pytest.raises(RecipeError, match="steps from 1 on"):
         reproduce(copied, steps=0)
@@ -182,6 +223,15 @@ def test_scores_count_where_the_run_has_some(by_hand: Writer) -> None:
     assert judged(none, a).verdict == "close"
     assert judged(a, none).verdict == "different"
     assert judged(a, none, steps=1).verdict == "identical"
+
+
+def test_limits_are_no_difference(by_hand: Writer) -> None:
+    a = by_hand("a", STEP, plan=CPU, resolved="limits.hours: 1.0  # r.yaml:1\n", lock={"code": {"rewards.py": "1"}})
+    b = by_hand("b", STEP, plan=CPU, resolved="limits: {}  # r.yaml:1\n", lock={"code": {"rewards.py": "2"}})
+    for steps in (None, 1):
+        found = judged(a, b, steps=steps)
+        assert found.exact
+        assert [entry.key for entry in found.difference.entries] == ["rewards.py"]
 
 
 def test_other_inputs_are_no_reproduction_and_other_versions_lower_what_to_expect(by_hand: Writer) -> None:

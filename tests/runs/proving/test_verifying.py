@@ -25,6 +25,8 @@ from llmkit.runs.recovery.manifest import MANIFEST, write_manifest
 if TYPE_CHECKING:
     from conftest import Made
 
+    from llmkit.recipe.recipe import Recipe
+
 
 def flip(path: Path, *, at: float = 0.5) -> None:
     """Flip one bit, and leave size and times as they were."""
@@ -396,6 +398,41 @@ def test_the_files_of_an_adapter_to_go_on_from_are_recorded(made: Made) -> None:
     files = weight_files(made.recipe(f"model.name={made.finished / 'model'}", "adapter={type: lora}"))
     assert {"model.safetensors", "config.json", "adapter/adapter_model.safetensors"} <= set(files)
     assert files["model.safetensors"] == (made.home / "tiny" / "model.safetensors").resolve()
+
+
+@pytest.fixture
+def over_hub(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    """A recipe that goes on from an adapter here, over a hub model that only the hub's cache names."""
+
+    def cached(name: str, file: str, **_: Any) -> str | None:
+        return "/somewhere/config.json" if (name, file) == ("some/base", "config.json") else None
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", cached)
+    adapter = Path(shutil.copytree(made.finished / "model", tmp_path / "mine"))
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = "some/base"
+    (adapter / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    recipe: Recipe = made.recipe(f"model.name={adapter}", "adapter={type: lora}")
+    return recipe
+
+
+def test_an_adapter_over_a_hub_model_is_compared_and_its_base_known_by_its_commit(
+    over_hub: Recipe, made: Made, tmp_path: Path
+) -> None:
+    files = weight_files(over_hub)
+    assert set(files) == {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"}
+    weights = {name: digest(path) for name, path in files.items()}
+    lock = {"weights": weights, "commit": "c" * 40, "folder": str(made.home)}
+
+    def states() -> dict[str, str]:
+        found = _inputs(lock, over_hub)
+        return {one.what.removeprefix("base model: "): one.state for one in found if "base model: " in one.what}
+
+    assert states() == {"some/base": "same", **dict.fromkeys(files, "same")}
+    flip(tmp_path / "mine" / "adapter_model.safetensors")
+    assert states()["adapter/adapter_model.safetensors"] == "changed"
+    lock["weights"] = {}  # as it once was
+    assert states() == {"some/base": "same", str(tmp_path / "mine"): "not recorded"}
 
 
 def test_a_gguf_file_is_compared_and_its_copy_as_far_as_there_is_one(made: Made, tmp_path: Path) -> None:

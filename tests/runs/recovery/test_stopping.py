@@ -21,6 +21,7 @@ from rich.console import Console
 
 from llmkit.errors import Interrupted, LlmkitError, RunError
 from llmkit.runs.folder import RunFolder
+from llmkit.runs.limits import limit_callback
 from llmkit.runs.progress import Narrator
 from llmkit.runs.recovery import stopping
 from llmkit.runs.recovery.stopping import SIGNALS, Pace, Stopper
@@ -177,14 +178,19 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(recipe: Maker, tmp_path: P
     assert (out / "evaluation.json").read_text() == (straight / "evaluation.json").read_text()
 
 
-def test_what_is_due_at_the_end_of_an_epoch_is_done_once(recipe: Maker, tmp_path: Path) -> None:
-    """Stopped in the middle of an epoch, while the evaluation at its end runs, and in the last step of the next one."""
+@pytest.mark.parametrize("save", ["epoch", "steps", "best"])
+def test_what_is_due_at_the_end_of_an_epoch_is_done_once(recipe: Maker, tmp_path: Path, save: str) -> None:
+    """Stopped in the middle of an epoch, while the evaluation at its end runs, and in the last step of the next one.
+
+    Then killed in the last evaluation: a checkpoint without what is due would be taken for the end of the run.
+    """
     from transformers import Trainer
 
     from llmkit.runs.runner import run
 
-    epochs = [f"training.{name}_strategy=epoch" for name in ("save", "eval", "logging")]
-    mine = recipe(*STEPS, *epochs, "training.max_steps=12")
+    epochs = [f"training.{name}_strategy=epoch" for name in ("eval", "logging")]
+    saves = [f"training.save_strategy={save}", "training.save_steps=5", "training.metric_for_best_model=loss"]
+    mine = recipe(*STEPS, *epochs, *saves, "training.max_steps=12")
     straight = run(mine, out=tmp_path / "straight").folder
     # Two whole epochs of five steps, and the last two steps.
     assert [(line["step"], "eval_loss" in line) for line in figures(straight)] == [
@@ -202,6 +208,9 @@ def test_what_is_due_at_the_end_of_an_epoch_is_done_once(recipe: Maker, tmp_path
         assert f"after step {step} of 12" in error
         assert f"checkpoint-{step}" in checkpoints(out)
         assert len(figures(out)) == 2 * number
+    code, error, _ = interrupt(mine, out, lambda: in_call(Trainer, "evaluate", 1, signal.SIGKILL), resume=True)
+    assert code == -signal.SIGKILL, error
+    assert "checkpoint-12" not in checkpoints(out)
     run(mine, out=out, resume=True)
     assert weights(out) == weights(straight)
     assert figures(out) == figures(straight)
@@ -312,6 +321,100 @@ def test_from_python_a_second_signal_is_a_keyboard_interrupt(tmp_path: Path) -> 
     assert handlers() == before
 
 
+def test_a_signal_that_is_sent_twice_at_once_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 100.0
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: clock)
+    with pytest.raises(KeyboardInterrupt), Stopper(print, RunFolder(tmp_path)) as stopper:
+        training(stopper)
+        os.kill(os.getpid(), TERM)
+        clock += 0.4
+        os.kill(os.getpid(), TERM)
+        assert stopper.signal == "SIGTERM"
+        clock += 0.2
+        os.kill(os.getpid(), TERM)
+        pytest.fail("it went on")
+
+
+def flow(save: str = "steps", evaluate: str = "epoch", log: str = "steps", **state: Any) -> tuple[Any, Any, Any]:
+    """Arguments, state and control, as the callbacks get them."""
+    args = SimpleNamespace(save_strategy=save, eval_strategy=evaluate, logging_strategy=log)
+    flags = ("should_save", "should_log", "should_evaluate", "should_training_stop")
+    here = {"global_step": 5, "max_steps": 12, "epoch": 1.0, **state}
+    return args, SimpleNamespace(**here), SimpleNamespace(**dict.fromkeys(flags, False))
+
+
+@pytest.mark.parametrize(
+    ("given", "waits"),
+    [
+        ({}, True),
+        ({"evaluate": "steps", "log": "epoch"}, True),
+        ({"evaluate": "no"}, False),
+        ({"epoch": 0.8}, False),
+        ({"epoch": 1.4, "global_step": 12}, True),
+    ],
+)
+def test_a_checkpoint_waits_for_what_is_due_at_the_end(given: dict[str, Any], waits: bool) -> None:
+    callback, (args, state, control) = training(Stopper(print)), flow(**given)
+    control.should_save = True
+    callback.on_step_end(args, state, control)
+    assert control.should_save is not waits
+    control.should_save = False
+    callback.on_epoch_end(args, state, control)
+    assert control.should_save is waits
+    assert not control.should_training_stop
+
+
+@pytest.mark.parametrize("save", ["steps", "no", "best"])
+def test_a_signal_in_the_last_evaluation_of_an_epoch_leaves_a_checkpoint(save: str) -> None:
+    stopper = Stopper(print)
+    callback, (args, state, control) = training(stopper), flow(save)
+    callback.on_step_end(args, state, control)
+    callback.on_epoch_end(args, state, control)
+    assert not control.should_save
+    stopper.signal = "SIGTERM"
+    callback.on_evaluate(args, state, control)
+    assert control.should_save
+    assert control.should_training_stop
+    assert args.save_strategy == ("no" if save == "no" else "steps"), "else the score would decide"
+
+
+def test_a_signal_in_the_evaluation_of_a_step_waits_for_the_end_of_the_epoch() -> None:
+    stopper = Stopper(print)
+    callback, (args, state, control) = training(stopper), flow("best", "steps", "epoch")
+    callback.on_step_end(args, state, control)
+    stopper.signal = "SIGTERM"
+    callback.on_evaluate(args, state, control)
+    assert not control.should_save, "what is logged at the epoch's end would be missing"
+    callback.on_epoch_end(args, state, control)
+    assert control.should_save
+    assert args.save_strategy == "steps"
+
+
+def test_what_a_good_score_had_saved_is_saved_again_with_what_the_end_of_the_epoch_logs() -> None:
+    callback, (args, state, control) = training(Stopper(print)), flow("best", "steps", "epoch")
+    callback.on_step_end(args, state, control)
+    callback.on_save(args, state, control)
+    callback.on_epoch_end(args, state, control)
+    assert control.should_save
+
+
+def test_in_the_last_step_of_the_run_what_is_due_is_done_although_a_signal_came() -> None:
+    stopper = Stopper(print)
+    callback, (args, state, control) = training(stopper), flow(epoch=1.4, global_step=12)
+    stopper.signal = "SIGTERM"
+    callback.on_step_end(args, state, control)
+    control.should_log = control.should_evaluate = True
+    callback.on_epoch_end(args, state, control)
+    assert (control.should_log, control.should_evaluate, control.should_save) == (True, True, True)
+
+
+def test_a_limit_leaves_a_checkpoint_whatever_the_score_is() -> None:
+    callback: Any = limit_callback(SimpleNamespace(step=lambda done, steps: True))  # type: ignore[arg-type]
+    args, state, control = flow("best")
+    callback.on_step_end(args, state, control)
+    assert (control.should_save, control.should_training_stop, args.save_strategy) == (True, True, "steps")
+
+
 def test_what_is_ignored_stays_ignored() -> None:
     signal.signal(INT, signal.SIG_IGN)
     with Stopper(print) as stopper:
@@ -339,7 +442,7 @@ def test_a_step_that_can_not_be_ended_is_an_interruption_and_a_found_fault_is_no
     (tmp_path / "recipe.yaml").touch()
     with pytest.raises(Interrupted) as caught, Stopper(print, RunFolder(tmp_path)) as stopper:
         training(stopper).on_step_end(
-            SimpleNamespace(save_strategy="no"), SimpleNamespace(global_step=4), SimpleNamespace()
+            SimpleNamespace(save_strategy="no"), SimpleNamespace(global_step=4), SimpleNamespace(should_save=False)
         )
         send(TERM)
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated.")
