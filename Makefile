@@ -11,7 +11,7 @@ quickstart: $(VENV)/.demo
 
 # A process per core with one thread each: more threads than cores would wait for each other.
 test: $(VENV)/.dev $(VENV)/.demo
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
 check: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

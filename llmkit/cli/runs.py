@@ -91,7 +91,7 @@ def verify(
     run: RunFolder,
     rows: Annotated[bool, typer.Option("--rows", help="Also prepare the rows again, and compare them.")] = False,
 ) -> None:
-    """Hash again what a run names and keeps: has anything changed?
+    """Hash again what a run names and keeps, to see what has changed.
 
     Data, code, weights, records, checkpoints, exports; ends with 3 if something has changed or is missing.
     """

@@ -123,7 +123,7 @@ def rehearse(
     overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="Where the run would keep its folder; nothing stays there.")] = Path("runs"),
 ) -> None:
-    """Try the whole recipe on a tiny model: what would break it late?
+    """Try a recipe on a tiny model, to find what breaks late.
 
     Real rows, random weights of the same architecture: train, score, resume, export, reload; ends with 3 if one fails.
     """

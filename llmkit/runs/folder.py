@@ -80,7 +80,7 @@ class RunFolder:
     def open(cls, path: Path) -> RunFolder:
         """Open an existing run folder; raises SetupError if `path` is none."""
         missing = [name for name in ("recipe.yaml", "lock.json") if not (path / name).is_file()]
-        if missing and path.is_dir() and _is_unbegun(path):
+        if missing and path.is_dir() and any(path.iterdir()) and _is_unbegun(path):
             raise SetupError(f"{path} was stopped before it began", remedy="Start it again without --resume.")
         if missing:
             left = f"{path} is not a run folder (it has no {' and no '.join(missing)})"

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from llmkit.runs.folder import (
     code_hashes,
     data_hashes,
     environment,
+    pickles_explained,
     require_same_rows,
     require_space,
 )
@@ -264,9 +265,15 @@ def _train(
     watch_finite(trainer, recipe.stability, folder, narrator.say, checkpoints.last)
     trackers = guard_trackers(trainer, narrator.say)
     try:
-        train_on(trainer, checkpoint)
+        with pickles_explained(folder.checkpoints):
+            train_on(trainer, checkpoint)
         checkpoints.wait()
         checkpoints.prune(trainer)
+    except BaseException:
+        # Not left to a thread that outlives the run; what is wrong with training is what counts.
+        with suppress(Exception):
+            checkpoints.wait()
+        raise
     finally:
         trackers.close()
     watchman.record(folder)

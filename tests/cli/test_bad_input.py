@@ -10,11 +10,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from llmkit.planning.hardware import CATALOGUE
 
 GOOD = """model: {name: some/model}
 data:
@@ -328,6 +331,9 @@ def test_resuming_another_recipe(
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "recipe.yaml").write_text(GOOD, encoding="utf-8")
     (tmp_path / "out" / "lock.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "out" / "plan.json").write_text(
+        json.dumps({"hardware": asdict(CATALOGUE["cpu"]), "size": None, "decisions": []}), encoding="utf-8"
+    )
     said = refused(*tiny(), "--resume")
     assert "the recipe differs from the one that" in said
     assert "recipe.yaml --resume" in said

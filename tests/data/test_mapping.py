@@ -114,8 +114,8 @@ def test_a_line_can_not_write_half_a_character(tmp_path: Path) -> None:
     [
         ({"columns": {"text": "{{ a"}}, "t.jsonl: `columns.text` is no Jinja: "),
         ({"columns": {"text": "{% for x in y %}"}}, "is no Jinja: Unexpected end of template."),
-        ({"columns": {"text": "{{ a | nofilter }}"}}, "is no Jinja: no filter is named 'nofilter'"),
-        ({"columns": {"text": "{{ a | random }}"}}, "is no Jinja: no filter is named 'random'"),
+        ({"columns": {"text": "{{ a | nofilter }}"}}, "is no Jinja: No filter named 'nofilter'"),
+        ({"columns": {"text": "{{ a | random }}"}}, "is no Jinja: No filter named 'random'"),
         (
             {"columns": {"promt": "a"}, "format": "prompt_completion"},
             "t.jsonl: format 'prompt_completion' has no column 'promt' (did you mean 'prompt'?)\n"

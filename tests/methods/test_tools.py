@@ -51,7 +51,7 @@ def folder(tmp_path: Path) -> Path:
 def test_good_ones_pass(folder: Path) -> None:
     _tools.check_tool("good.py:double", folder)
     _tools.check_environment("good.py:Shop", folder)
-    _tools.check_tool(f"{CALCULATOR.name}:calculator", folder)
+    _tools.check_tool(f"{CALCULATOR.name}:calculator", CALCULATOR.parent)
 
 
 @pytest.mark.parametrize(

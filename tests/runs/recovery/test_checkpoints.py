@@ -18,6 +18,7 @@ from llmkit.runs.prepare import Prepared, prepare
 from llmkit.runs.recovery.checkpoints import Checkpoints, kept
 from llmkit.runs.recovery.contents import Contents, contents_of, has_learnt
 from llmkit.runs.recovery.manifest import faults, write_manifest
+from llmkit.runs.recovery.resuming import train_on
 
 Maker = Callable[..., Recipe]
 EACH_STEP = ("training.save_steps=1", "training.save_strategy=steps", "training.bf16=false", "model.dtype=float32")
@@ -99,6 +100,60 @@ def test_a_metric_that_is_not_computed_is_named(recipe: Maker, tmp_path: Path) -
     checkpoints.wait()
 
 
+def test_where_the_best_step_was_not_saved_the_best_one_that_was_is_loaded(recipe: Maker, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    evaluated = ("training.eval_strategy=steps", "training.eval_steps=1", "training.load_best_model_at_end=true")
+    settings = (*EACH_STEP, *evaluated, "training.save_steps=2", "training.max_steps=4")
+
+    def scored(keep: Keep) -> Prepared:
+        prepared, _, _ = started(recipe(*settings), out, keep)
+        trainer: Any = prepared.trainer
+        plain = trainer.evaluate
+
+        def evaluate(*args: Any, **kwargs: Any) -> Any:
+            loss = {1: 5.0, 2: 3.0, 3: 1.0, 4: 2.0}[trainer.state.global_step]
+            return {**plain(*args, **kwargs), "eval_loss": loss}
+
+        trainer.evaluate = evaluate
+        return prepared
+
+    def require_loaded(prepared: Prepared) -> None:
+        assert prepared.trainer.state.best_model_checkpoint == str(out / "checkpoint-2")
+        for name, tensor in load_file(out / "checkpoint-2" / "adapter_model.safetensors").items():
+            ours = prepared.model.get_parameter(name.replace(".weight", ".default.weight"))
+            assert ours.detach().equal(tensor)
+
+    first = scored(Keep(last=1))
+    first.trainer.train()
+    assert first.trainer.state.best_global_step == 3, "else this shows nothing"
+    assert names(out) == ["checkpoint-2", "checkpoint-4"]
+    require_loaded(first)
+    # The same where only the end is left.
+    ended = scored(Keep(last=1))
+    train_on(ended.trainer, out / "checkpoint-4")
+    require_loaded(ended)
+
+
+def test_a_resumed_run_has_had_its_first_evaluation_and_a_moved_one_knows_its_best(
+    recipe: Maker, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    evaluated = ("training.eval_strategy=steps", "training.eval_steps=2", "training.eval_on_start=true")
+    prepared, checkpoints, _ = started(recipe(*EACH_STEP, *evaluated, "training.max_steps=2"), out, Keep(last=9))
+    prepared.trainer.train()
+    checkpoints.wait()
+    # As if step 1 had been the best one of those that were saved, before the folder was moved.
+    place = out / "checkpoint-2" / "trainer_state.json"
+    state = json.loads(place.read_text())
+    place.write_text(json.dumps({**state, "best_model_checkpoint": "/gone/checkpoint-1", "best_global_step": 99}))
+    prepared, checkpoints, _ = started(recipe(*EACH_STEP, *evaluated, "training.max_steps=3"), out, Keep(last=9))
+    prepared.trainer.train(resume_from_checkpoint=str(out / "checkpoint-2"))
+    checkpoints.wait()
+    assert prepared.trainer.state.best_model_checkpoint == str(out / "checkpoint-1")
+    entries = [entry["step"] for entry in prepared.trainer.state.log_history if "eval_loss" in entry]
+    assert entries == [0, 2, 3]
+
+
 # --- What is damaged -------------------------------------------------------------------------------------------------
 
 
@@ -163,6 +218,20 @@ def test_what_a_kill_leaves_is_removed_and_a_damaged_one_is_replaced(recipe: Mak
     assert faults(out / "checkpoint-3") == []
     assert (out / "checkpoint-3" / "adapter_model.safetensors").read_bytes() == whole
     assert names(out) == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
+
+
+def test_a_checkpoint_that_is_replaced_is_only_removed_afterwards(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    beside = made / ".writing" / "checkpoint-10"
+    beside.mkdir(parents=True)
+    (beside / "model.safetensors").write_bytes(b"new")
+
+    def killed(path: Path, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("llmkit.runs.recovery.checkpoints.shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        Checkpoints(made, Keep(), print)._put(beside)
+    assert (made / "checkpoint-10" / "model.safetensors").read_bytes() == b"new"
 
 
 # --- What was written is looked at -----------------------------------------------------------------------------------
@@ -255,6 +324,16 @@ def test_tensors_under_other_names_are_counted(tmp_path: Path) -> None:
     (tmp_path / "optimizer.pt").write_bytes(b"PK\x03\x04 and no end")
     with pytest.raises(RunError, match="optimizer.pt is cut off"):
         contents.check(tmp_path, learnt=True)
+
+
+def test_what_transformers_would_do_without_must_be_there(recipe: Maker, tmp_path: Path) -> None:
+    prepared, checkpoints, _ = started(recipe(*EACH_STEP, "training.max_steps=2"), tmp_path / "out")
+    files = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "carried.json")
+    assert contents_of(prepared.trainer).state == files
+    checkpoints.also.append(lambda folder: (folder / "optimizer.pt").unlink())
+    with pytest.raises(RunError, match=r"checkpoint-1 was not written as it should be: optimizer.pt can't be found"):
+        prepared.trainer.train()
+    assert names(tmp_path / "out") == []
 
 
 # --- What goes wrong beside ------------------------------------------------------------------------------------------

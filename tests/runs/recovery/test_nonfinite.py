@@ -18,7 +18,8 @@ from llmkit.errors import RunError
 from llmkit.recipe.recipe import Recipe, Stability
 from llmkit.runs.folder import RunFolder
 from llmkit.runs.prepare import prepare
-from llmkit.runs.recovery.nonfinite import FiniteWatch, Found, Spikes, rows_of, watch_finite
+from llmkit.runs.recovery.batches import rows_of
+from llmkit.runs.recovery.nonfinite import MOST_OVERFLOWS, FiniteWatch, Found, Spikes, watch_finite
 
 Maker = Callable[..., Recipe]
 STEPS = ("training.max_steps=4", "training.logging_steps=1", "training.lr_scheduler_type=constant")
@@ -203,6 +204,48 @@ def test_a_checkpoint_with_ruined_weights_is_not_named_and_not_resumed_from(reci
     assert [line.split(" ")[0] for line in bad.said] == ["checkpoint-6", "checkpoint-4"]
 
 
+@pytest.mark.parametrize("strategy", ["epoch", "best"])
+def test_weights_are_looked_at_before_every_checkpoint(recipe: Maker, tmp_path: Path, strategy: str) -> None:
+    from transformers import TrainerCallback
+
+    class Spoil(TrainerCallback):
+        """Spoils the weights after the step's end, where training goes on."""
+
+        def on_log(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            if state.global_step == 2:
+                next(p for p in model.parameters() if p.requires_grad).data.fill_(math.nan)
+
+    # An epoch is two steps here, and the first score is the best one there ever was.
+    evaluated = ("training.eval_strategy=steps", "training.eval_steps=2", "training.metric_for_best_model=loss")
+    sizes = ("training.per_device_train_batch_size=2", "training.gradient_accumulation_steps=5")
+    settings = (*STEPS, *sizes, *evaluated, f"training.save_strategy={strategy}")
+    bad = session(recipe(*settings), tmp_path / "bad")
+    bad.trainer.add_callback(Spoil())
+    bad.trainer._determine_best_metric = lambda metrics, trial: True
+    train(bad)
+    assert bad.error is not None
+    assert "the update of step 2 has made weights that are no finite numbers" in bad.error.what
+    assert not list((tmp_path / "bad" / "checkpoints").glob("checkpoint-*"))
+
+
+def test_a_checkpoint_that_could_not_be_finished_does_not_hide_a_nan(recipe: Maker, tmp_path: Path) -> None:
+    bad = session(recipe(*STEPS, "training.save_strategy=no"), tmp_path / "bad", watch=False)
+    errors = [OSError(28, "No space left on device")]
+
+    def last() -> Path | None:
+        if errors:
+            raise errors.pop()
+        return tmp_path / "checkpoint-0"
+
+    watch_finite(bad.trainer, Stability(), bad.folder, bad.said.append, last)
+    poison(bad.trainer, [2])
+    train(bad)
+    assert bad.error is not None
+    assert "step 2: the loss is nan" in bad.error.what
+    assert f"The last good checkpoint is {tmp_path / 'checkpoint-0'}." in str(bad.error.remedy)
+    assert bad.said == ["the last checkpoint could not be finished: OSError: [Errno 28] No space left on device"]
+
+
 # --- Skip ------------------------------------------------------------------------------------------------------------
 
 
@@ -355,15 +398,35 @@ def test_sampled_answers_are_written(grpo_file: Callable[..., Path], tmp_path: P
     assert row["trained_tokens"] > 0
 
 
-def test_with_a_scaler_only_losses_count(tmp_path: Path) -> None:
-    """float16 gradients overflow now and then, and the scaler leaves such a step out by itself."""
-    model = torch.nn.Linear(2, 1, bias=False)
+def scaled(folder: Path) -> tuple[FiniteWatch, Any]:
+    """A watch over a model under a scaler, and the model."""
+    model: Any = torch.nn.Linear(2, 1, bias=False)
     accelerator = type("Accelerator", (), {"scaler": object(), "unscale_gradients": lambda self: None})()
     state = type("State", (), {"global_step": 0})()
     args = type("Arguments", (), {"max_grad_norm": 1.0, "fp16": True, "learning_rate": 0.1})()
     trainer = type("Trainer", (), {"accelerator": accelerator, "state": state, "args": args, "model": model})()
     trainer._tr_loss, trainer.processing_class = torch.zeros(()), None
-    watch = FiniteWatch(trainer, Stability(), RunFolder(tmp_path), [].append, lambda: None)
+    return FiniteWatch(trainer, Stability(), RunFolder(folder), list[str]().append, lambda: None), model
+
+
+def test_a_scaler_that_never_finds_its_scale_stops_the_run(tmp_path: Path) -> None:
+    watch, model = scaled(tmp_path)
+
+    def step(gradient: float) -> None:
+        watch.begin()
+        watch.saw({}, torch.tensor(1.0))
+        model.weight.grad = torch.tensor([[gradient, 1.0]])
+        watch.clip(model.parameters(), 1.0)
+
+    for gradient in (*[math.inf] * MOST_OVERFLOWS, 1.0, *[math.inf] * MOST_OVERFLOWS):
+        step(gradient)
+    with pytest.raises(RunError, match="the gradient norm is inf"):
+        step(math.inf)
+
+
+def test_with_a_scaler_only_losses_count(tmp_path: Path) -> None:
+    """float16 gradients overflow now and then, and the scaler leaves such a step out by itself."""
+    watch, model = scaled(tmp_path)
     for loss, stops in ((1.0, False), (math.inf, True)):
         watch.begin()
         watch.saw({}, torch.tensor(loss))

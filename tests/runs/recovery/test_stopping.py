@@ -322,17 +322,18 @@ def test_from_python_a_second_signal_is_a_keyboard_interrupt(tmp_path: Path) -> 
 
 
 def test_a_signal_that_is_sent_twice_at_once_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = 100.0
+    clock, passed = 100.0, False
     monkeypatch.setattr(stopping.time, "monotonic", lambda: clock)
     with pytest.raises(KeyboardInterrupt), Stopper(print, RunFolder(tmp_path)) as stopper:
         training(stopper)
         os.kill(os.getpid(), TERM)
         clock += 0.4
         os.kill(os.getpid(), TERM)
-        assert stopper.signal == "SIGTERM"
+        passed = stopper.signal == "SIGTERM"
         clock += 0.2
         os.kill(os.getpid(), TERM)
         pytest.fail("it went on")
+    assert passed
 
 
 def flow(save: str = "steps", evaluate: str = "epoch", log: str = "steps", **state: Any) -> tuple[Any, Any, Any]:
