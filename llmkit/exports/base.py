@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from llmkit.data.splits import Splits
-from llmkit.planning.plan import Plan
 from llmkit.recipe.spec import Variant
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from llmkit.planning.plan import Plan
     from llmkit.recipe.recipe import Recipe
 
 

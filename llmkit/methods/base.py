@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from llmkit.data.shapes import Shape
 from llmkit.data.splits import Row, Splits
 from llmkit.model.sources import locate
-from llmkit.planning.plan import Plan
 from llmkit.recipe.spec import Variant
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
+    from llmkit.planning.plan import Plan
     from llmkit.recipe.recipe import Recipe
 
 

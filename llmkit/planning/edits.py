@@ -15,8 +15,8 @@ from llmkit.errors import RecipeError, SetupError
 from llmkit.planning.batches import batch_size, checkpointing
 from llmkit.planning.candidates import Candidate, Ladder, ladders_of
 from llmkit.planning.case import Case, Trace
+from llmkit.planning.checks import check
 from llmkit.planning.memory import USABLE, Estimate, estimate
-from llmkit.planning.planner import check
 from llmkit.planning.sharding import Sharding, Type
 
 if TYPE_CHECKING:

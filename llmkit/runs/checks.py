@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from llmkit.data.checking import check_data
 from llmkit.errors import RecipeError, SetupError, did_you_mean
 from llmkit.model.sources import locate
-from llmkit.planning.planner import check as check_plan
+from llmkit.planning.checks import check as check_plan
 from llmkit.recipe import fields
 from llmkit.recipe.places import named_path, read_file
 from llmkit.rewards.base import check_names

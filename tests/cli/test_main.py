@@ -164,7 +164,7 @@ def test_validate_imports_only_the_variants_that_the_recipe_names(small: Path) -
         files = {name.rpartition(".")[2] for name in ours if name.rpartition(".")[0] == f"llmkit.{room}"}
         assert files <= {"base", named}, f"{room}: {files}"
     assert "rich" not in modules
-    assert len(ours) <= 67, sorted(ours)  # 107 where every variant of every room was imported
+    assert len(ours) <= 60, sorted(ours)  # 107 where every variant of every room was imported
 
 
 def test_help_and_validate_start_fast(tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from llmkit.errors import RecipeError
 from llmkit.planning.case import Case
+from llmkit.planning.checks import check
 from llmkit.planning.hardware import CATALOGUE, GIB, Hardware
 from llmkit.planning.memory import estimate, state_bytes
 from llmkit.planning.plan import Plan
-from llmkit.planning.planner import check, plan
+from llmkit.planning.planner import plan
 from llmkit.planning.precision import WITHOUT_SDPA
 from llmkit.planning.size import ModelSize
 from llmkit.recipe import fields

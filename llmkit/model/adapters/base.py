@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llmkit.planning.plan import Plan
 from llmkit.recipe.spec import LibrarySpec, Variant
 
 if TYPE_CHECKING:
     from peft import PeftConfig
+
+    from llmkit.planning.plan import Plan
 
 
 class Adapter(Variant, LibrarySpec):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from llmkit.model.adapters.base import Adapter
-from llmkit.planning.plan import Plan
 
 if TYPE_CHECKING:
     from peft import LoraConfig
+
+    from llmkit.planning.plan import Plan
 
 
 class Lora(Adapter):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from llmkit.model.quantization.base import Quantization
-from llmkit.planning.plan import Plan
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
+
+    from llmkit.planning.plan import Plan
 
 
 class Nf4(Quantization):
