@@ -37,6 +37,7 @@ def _options(
 
 
 def console() -> Any:
+    """Return the console that tables are printed on."""
     from rich.console import Console
 
     # Piped output is for reading on: a table that wraps at 80 columns is not.
@@ -44,6 +45,7 @@ def console() -> Any:
 
 
 def print_table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Print rows under their headings."""
     from rich.table import Table
     from rich.text import Text
 
@@ -56,5 +58,6 @@ def print_table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     console().print(grid)
 
 
-def value(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """Return a value as a recipe would have it."""
     return json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value

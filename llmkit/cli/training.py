@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmkit.cli.app import GATE_MISSED, Overrides, RecipeFile, app, console, print_table, value
+from llmkit.cli.app import GATE_MISSED, Overrides, RecipeFile, app, as_text, console, print_table
 
 if TYPE_CHECKING:
     from llmkit.recipe.recipe import Recipe
@@ -81,7 +81,7 @@ def show(
     rows = resolve(the_recipe, the_plan)
     if not everything:
         rows = [row for row in rows if not row.by.endswith(" default")]
-    print_table(("key", "value", "decided by"), [(r.key, value(r.value), r.by) for r in rows])
+    print_table(("key", "value", "decided by"), [(r.key, as_text(r.value), r.by) for r in rows])
     if not everything:
         typer.echo("--all shows what the libraries default to as well.")
 

@@ -215,6 +215,8 @@ def _record_inputs(folder: RunFolder, prepared: Prepared, resume: bool) -> None:
 
     The plan is written again: some of it is decided only when the rows are known.
     """
+    import torch
+
     folder.write_text("resolved.yaml", resolved_yaml(prepared.recipe, prepared.plan))
     folder.write_json("plan.json", prepared.plan.to_dict())
     hashes = row_hashes(prepared.splits)
@@ -222,8 +224,6 @@ def _record_inputs(folder: RunFolder, prepared: Prepared, resume: bool) -> None:
         require_same_rows(folder, hashes)
     _record_rows(folder, prepared)
     folder.write_json("audit.json", [asdict(finding) for finding in prepared.findings])
-    import torch
-
     backend = getattr(prepared.tokenizer, "backend_tokenizer", None)
     folder.update_lock(
         rows=hashes,

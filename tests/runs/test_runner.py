@@ -70,7 +70,7 @@ def test_the_run_folder_holds_everything(recipe: Maker, recipe_file: Path, tmp_p
     assert lock["seed"] == 42
     assert [len(h) for h in lock["data"].values()] == [64]
     assert len(lock["tokenizer"]) == len(lock["chat_template"]) == 64
-    assert set(lock["weights"]) >= {"model.safetensors", "config.json"}
+    assert set(lock["weights"]) == {"model.safetensors", "config.json", "generation_config.json"}
 
     metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [m["step"] for m in metrics if "loss" in m] == [1, 2, 3]
