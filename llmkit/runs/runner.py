@@ -320,8 +320,8 @@ def _judge(
 def _checkpoint(folder: RunFolder, checkpoints: Checkpoints, resume: bool, narrator: Narrator) -> Path | None:
     found = checkpoints.last() if resume else None
     if resume:
-        narrator.say(f"continuing from {found.name}" if found else "no checkpoint yet: starting at step 0")
         folder.forget_steps_after(int(found.name.rpartition("-")[2]) if found else 0)
+        narrator.say(f"continuing from {found.name}" if found else "no checkpoint yet: starting at step 0")
         state = json.loads((found / "trainer_state.json").read_text(encoding="utf-8")) if found else {}
         restored = folder.restore_metrics(state.get("log_history", []))
         if restored:

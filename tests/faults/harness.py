@@ -50,6 +50,7 @@ MODULES = (
 )
 CLONE_NEWNS, CLONE_NEWUSER = 0x20000, 0x10000000
 MS_RDONLY, MS_REMOUNT, MS_REC, MS_PRIVATE, MNT_DETACH = 1, 32, 16384, 1 << 18, 2
+M_MMAP_THRESHOLD = -3
 
 
 @dataclass(frozen=True)
@@ -279,6 +280,9 @@ def _child(job: Mapping[str, Any]) -> int:
     if job["powerless"]:
         _drop_capabilities()
     if job["fault"]:
+        if job["fault"]["action"] == "starve":
+            # Freed memory goes back to the system: what is asked for again is asked of it, and refused.
+            libc.mallopt(M_MMAP_THRESHOLD, 1 << 14)
         sys.addaudithook(Trap(job["fault"]))
     sys.argv = ["llmkit", *job["argv"]]
     from llmkit.cli.main import main
