@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
+LORA = "LORA"
+"""The `peft_type` of the adapters that llmkit trains."""
+
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -144,7 +147,8 @@ def _check_index(index: Path) -> None:
 def _base_of_adapter(path: Path, model: Model) -> ModelSource:
     _refuse_links(path)
     _refuse_pickled_adapter(path, model)
-    base = read_json(path / "adapter_config.json").get("base_model_name_or_path")
+    config = read_json(path / "adapter_config.json")
+    base = config.get("base_model_name_or_path")
     if not base or not isinstance(base, str):
         raise SetupError(f"`model.name`: {path}/adapter_config.json does not name its base model")
     if (named_path(base, path) / "adapter_config.json").is_file():
@@ -154,6 +158,12 @@ def _base_of_adapter(path: Path, model: Model) -> ModelSource:
             f"`model.trust_remote_code` is for the model that the recipe names, and {path} is an adapter that names "
             f"another one ({base})",
             remedy=f"Merge the adapter first, or train a new one on `model: {{name: {base}}}`.",
+        )
+    if config.get("peft_type") != LORA:
+        raise SetupError(
+            f"`model.name`: {path} is an adapter of type {config.get('peft_type')!r}, and llmkit goes on with {LORA!r}",
+            # Prompt tuning loads a tokenizer that its config names, wherever that is.
+            remedy="Merge it into its base with PEFT where that is possible, or start from the base.",
         )
     found = locate(model.model_copy(update={"name": base}), path)
     return replace(found, adapter=path)

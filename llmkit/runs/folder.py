@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import warnings
@@ -102,6 +101,10 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Folder of the trainer's checkpoints."""
         return self.path / "checkpoints"
+
+    def size(self) -> int:
+        """Return the bytes of all files of the run."""
+        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
 
     def last_checkpoint(self) -> Path | None:
         """Return the newest checkpoint, or None; `Checkpoints.last` looks whether it is still whole."""
@@ -328,16 +331,6 @@ def require_same_rows(folder: RunFolder, hashes: Mapping[str, str]) -> None:
             f"the {' and '.join(changed)} rows are not those that {folder.path} was started with: a file, a data set "
             "of the hub, the template or llmkit itself has changed",
             remedy="Put them back as they were, or start a new run.",
-        )
-
-
-def require_space(path: Path, needed_bytes: int) -> None:
-    """Raise SetupError if the disk of `path` has less than `needed_bytes` free."""
-    free = shutil.disk_usage(path).free
-    if free < needed_bytes:
-        raise SetupError(
-            f"the run needs about {needed_bytes / 1e9:.1f} GB on the disk of {path}, and {free / 1e9:.1f} GB are free",
-            remedy="Free some space, or choose another disk with --out FOLDER.",
         )
 
 

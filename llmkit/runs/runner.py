@@ -32,13 +32,14 @@ from llmkit.runs.folder import (
     environment,
     pickles_explained,
     require_same_rows,
-    require_space,
 )
 from llmkit.runs.limits import Watchman, limit_callback, require_left
 from llmkit.runs.measuring import Gauge, Measured, gauge_callback
+from llmkit.runs.needs import needs, require_space
 from llmkit.runs.prepare import Prepared, plan, prepare, row_hashes
 from llmkit.runs.progress import Narrator, outcome, training_callback
 from llmkit.runs.proving.records import PLANNED, RESULTS, record, weight_files
+from llmkit.runs.recovery.alone import alone
 from llmkit.runs.recovery.checkpoints import Checkpoints
 from llmkit.runs.recovery.machine import machine_explained
 from llmkit.runs.recovery.manifest import write_manifest
@@ -103,7 +104,7 @@ def run(
             the_plan = as_planned(folder, the_plan, narrator.say)
         stopper.folder = folder
         progress = training_callback(narrator, folder)
-        with machine_explained(folder.path), folder.logging(), closing(progress):
+        with alone(folder.path), machine_explained(folder.path), folder.logging(), closing(progress):
             with _nothing_left_behind(folder, resume):
                 _record(folder, recipe, the_plan)
                 narrator.say(f"{folder.path}: {the_plan.hardware.summary}")
@@ -202,12 +203,7 @@ def _record(folder: RunFolder, recipe: Recipe, the_plan: Plan) -> None:
     )
     # Last: a folder with a recipe is a run that can be opened again.
     folder.write_text("recipe.yaml", recipe.written)
-    size = the_plan.size.parameters if the_plan.size else 0
-    # Full training has weights and two moments in each checkpoint, of which one is on its way; an adapter adds little
-    # to one exported copy.
-    keep = recipe.checkpoints.keep
-    needed = 4 if recipe.adapter else 12 * (keep.last + keep.best + 1) + 4
-    require_space(folder.path, size * needed + 100_000_000)
+    require_space(folder.path, needs(recipe, the_plan), there=folder.size())
 
 
 def _record_inputs(folder: RunFolder, prepared: Prepared, resume: bool) -> None:
@@ -263,7 +259,7 @@ def _train(
     trainer.add_callback(stopper.callback(checkpoints))
     # The last callback: it sees which steps will write a checkpoint.
     watch_finite(trainer, recipe.stability, folder, narrator.say, checkpoints.last)
-    trackers = guard_trackers(trainer, narrator.say)
+    trackers = guard_trackers(trainer, folder, narrator.say)
     try:
         with pickles_explained(folder.checkpoints):
             train_on(trainer, checkpoint)

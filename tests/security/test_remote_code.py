@@ -72,9 +72,9 @@ def test_code_that_a_known_architecture_brings_is_ignored(
     assert not mine.went_off
 
 
-def adapter_on(base: Path | str, folder: Path) -> Path:
+def adapter_on(base: Path | str, folder: Path, kind: str = "LORA", **more: object) -> Path:
     folder.mkdir()
-    config = {"base_model_name_or_path": str(base), "peft_type": "LORA", "task_type": "CAUSAL_LM"}
+    config = {"base_model_name_or_path": str(base), "peft_type": kind, "task_type": "CAUSAL_LM", **more}
     (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
     (folder / "adapter_model.safetensors").touch()
     return folder
@@ -94,6 +94,15 @@ def test_an_adapter_does_not_bring_the_code_of_its_base(recipe: Maker, coded: Pa
 def test_an_adapter_is_not_its_own_base(recipe: Maker, tmp_path: Path, base: str) -> None:
     made = recipe(f"model.name={adapter_on(base, tmp_path / 'adapter')}")
     with pytest.raises(SetupError, match="is an adapter itself"):
+        locate(made.model, made.folder)
+
+
+def test_an_adapter_of_another_type_has_nothing_loaded(recipe: Maker, tiny_folder: Path, tmp_path: Path) -> None:
+    """Prompt tuning would load the tokenizer that its config names, from anywhere."""
+    prompts = {"num_virtual_tokens": 2, "prompt_tuning_init": "TEXT", "tokenizer_name_or_path": "some/where"}
+    adapter = adapter_on(tiny_folder, tmp_path / "adapter", "PROMPT_TUNING", **prompts)
+    made = recipe(f"model.name={adapter}")
+    with pytest.raises(SetupError, match="an adapter of type 'PROMPT_TUNING', and llmkit goes on with 'LORA'"):
         locate(made.model, made.folder)
 
 

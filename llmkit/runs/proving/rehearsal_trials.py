@@ -8,29 +8,22 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmkit.data.splits import Row
 from llmkit.errors import RecipeError, SetupError, did_you_mean
-from llmkit.model.footprint import tracer
 from llmkit.model.sources import locate
-from llmkit.planning.case import Case
-from llmkit.planning.edits import Planned, room
 from llmkit.planning.hardware import GIB
-from llmkit.planning.memory import WEIGHT_BYTES, footprint
 from llmkit.recipe.recipe import Recipe
 from llmkit.rewards.base import score_part
-from llmkit.runs.checks import planned
-from llmkit.runs.folder import require_space
+from llmkit.runs.needs import Needs, require_space
 from llmkit.runs.prepare import set_up_rewards
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
-    from llmkit.planning.plan import Plan
     from llmkit.runs.proving.rehearsal_stages import Stages
 
 ODD_ANSWERS = ("", ' 7\u2028<answer>[1, {"a": "</answer>\\boxed{ \U0001f9ea')
@@ -47,49 +40,12 @@ ANSWERS_WITHIN = 20.0
 # --- The real sizes --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Needed:
-    """What the real run takes, in bytes; None for a model of unknown size."""
-
-    memory: int | None
-    usable: int
-    disk: int | None
-
-    @property
-    def fits(self) -> bool | None:
-        """Whether the run fits in memory; None where it can't be told."""
-        return None if self.memory is None else self.memory <= self.usable
-
-    def sentence(self) -> str:
-        """Say whether it fits in memory."""
-        if self.memory is None:
-            return "the size of the model is not known, so neither memory nor disk can be told"
-        found = f"{_size(self.memory)} of the {_size(self.usable)} of memory that can be used"
-        return found if self.fits else f"does not fit: {found}; `llmkit plan` says what would make it fit"
-
-
-def needed(recipe: Recipe, the_plan: Plan) -> Needed:
-    """Return what the real run takes of memory, and of disk for all that it keeps."""
-    case = Case(recipe, the_plan.hardware, the_plan.size, tracer(recipe))
-    found, model = Planned(case).estimate(), footprint(case)
-    if found is None or model is None:
-        return Needed(None, room(case), None)
-    trained = found.parts["weights" if recipe.adapter is None else "adapter"]
-    kept = _checkpoints(recipe, the_plan) * (trained + found.parts["optimizer"])
-    dtype = str(recipe.model.dtype or the_plan["model.dtype"])
-    exported = 0
-    for export in recipe.export:
-        width = WEIGHT_BYTES[getattr(export, "dtype", None) or dtype]
-        exported += trained if export.type == "adapter" else model.elements * width
-    return Needed(found.peak, room(case), kept + trained + exported)
-
-
-def _checkpoints(recipe: Recipe, the_plan: Plan) -> int:
-    """Return how many checkpoints there are at most at a time: those that are kept, and one that is being written."""
-    if planned(recipe, the_plan, "save_strategy") == "no":
-        return 1  # a signal or a limit has one written
-    keep, steps = recipe.checkpoints.keep, int(planned(recipe, the_plan, "max_steps") or 0)
-    return keep.last + keep.best + 1 + (max(0, steps) // keep.every if keep.every else 0)
+def memory_sentence(found: Needs) -> str:
+    """Say whether the real run fits in memory."""
+    if found.memory is None:
+        return "the size of the model is not known, so neither memory nor disk can be told"
+    said = f"{_size(found.memory)} of the {_size(found.usable)} of memory that can be used"
+    return said if found.fits else f"does not fit: {said}; `llmkit plan` says what would make it fit"
 
 
 def make_folder(out: Path) -> None:
@@ -102,11 +58,11 @@ def make_folder(out: Path) -> None:
         raise SetupError(f"{standing} can't be written: {error.strerror}", remedy="Choose --out FOLDER.") from error
 
 
-def space(out: Path, what: Needed) -> str:
+def space(out: Path, what: Needs) -> str:
     """Say what the run keeps on disk; raises SetupError if there is less room than that."""
     if what.disk is None:
         return ""
-    require_space(_standing(out), what.disk)
+    require_space(_standing(out), what)
     return f"{_size(what.disk)} of checkpoints, model and exports"
 
 

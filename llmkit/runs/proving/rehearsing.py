@@ -31,6 +31,7 @@ from llmkit.recipe.recipe import Recipe
 from llmkit.runs.checks import check, setting
 from llmkit.runs.folder import RunFolder, captured_logs
 from llmkit.runs.measuring import as_rows
+from llmkit.runs.needs import needs
 from llmkit.runs.prepare import plan, prepare_data
 from llmkit.runs.progress import Narrator
 from llmkit.runs.proving import rehearsal_trials as trials
@@ -104,8 +105,8 @@ def _go_through(recipe: Recipe, stages: Stages, scratch: Path, out: Path) -> Non
         trials.make_folder(out)
     with stages.stage("plan"):
         the_plan = plan(recipe)
-        needed = trials.needed(recipe, the_plan)
-        stages.say(needed.sentence(), warning=needed.fits is False)
+        needed = needs(recipe, the_plan)
+        stages.say(trials.memory_sentence(needed), warning=needed.fits is False)
     with stages.stage("disk", goes_on=True):
         stages.say(trials.space(out, needed))
     with stages.stage("rows"):

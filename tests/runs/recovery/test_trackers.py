@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 from rich.console import Console
 
+from llmkit.runs.folder import RunFolder
 from llmkit.runs.progress import Narrator
 from llmkit.runs.recovery import trackers
 from llmkit.runs.recovery.trackers import guard_trackers
@@ -71,7 +73,7 @@ def kinds(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kinds]:
 
 
 def drive(
-    callbacks: list[Any], steps: int, between: Callable[[int], None] = lambda step: None
+    callbacks: list[Any], steps: int, between: Callable[[int], None] = lambda step: None, folder: Path = Path("nowhere")
 ) -> tuple[Any, list[str]]:
     """Take a trainer's callbacks through `steps` steps as the trainer does; returns the trackers and what was said."""
     from transformers import TrainerCallback, TrainerControl, TrainerState
@@ -79,7 +81,8 @@ def drive(
 
     said: list[str] = []
     handler = CallbackHandler([DefaultFlowCallback, TrainerCallback(), *callbacks], None, None, None, None)
-    guarded = guard_trackers(SimpleNamespace(callback_handler=handler), said.append)  # type: ignore[arg-type]
+    trainer: Any = SimpleNamespace(callback_handler=handler)
+    guarded = guard_trackers(trainer, RunFolder(folder), said.append)
     args, state, control = SimpleNamespace(), TrainerState(), TrainerControl()
     handler.on_train_begin(args, state, control)
     for step in range(1, steps + 1):
@@ -172,6 +175,37 @@ def test_it_sees_the_context_that_training_was_begun_in(kinds: Kinds) -> None:
         guarded, _ = drive([Looks()], 1)
         guarded.close()
     assert seen == ["mine"]
+
+
+def test_a_run_that_goes_on_does_so_in_the_trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a service calls the run is kept in its folder, and given to the next session's tracker."""
+    from transformers import TrainerCallback
+    from transformers.integrations import integration_utils
+
+    begun: list[str] = []
+
+    class Service(TrainerCallback):
+        """Goes on with the run that it is told, or begins another one; as transformers' callback for mlflow."""
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            name = os.environ.get("MLFLOW_RUN_ID", f"run-{len(begun) + 1}")
+            begun.append(name)
+            info = SimpleNamespace(info=SimpleNamespace(run_id=name))
+            self._ml_flow = SimpleNamespace(active_run=lambda: info)
+
+        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            pass
+
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "mlflow", Service)
+    for _ in range(2):
+        drive([Service()], 3, folder=tmp_path)[0].close()
+    assert begun == ["run-1", "run-1"]
+    assert json.loads((tmp_path / "trackers.json").read_text()) == {"mlflow": "run-1"}
+    assert "MLFLOW_RUN_ID" not in os.environ
+    monkeypatch.setenv("MLFLOW_RUN_ID", "mine")  # the user's word counts
+    drive([Service()], 3, folder=tmp_path)[0].close()
+    assert begun[-1] == os.environ["MLFLOW_RUN_ID"] == "mine"
 
 
 def test_a_run_ends_as_without_trackers(kinds: Kinds, recipe: Maker, tmp_path: Path) -> None:
