@@ -1,7 +1,8 @@
 """Speed and memory beside TRL's and a bare PyTorch loop's: one table, in one run on one machine, within an hour.
 
     python benchmarks/speed.py                                       everything; kept in results/speed.json
-    python benchmarks/speed.py --jobs lora,full --columns best,llmkit     a part; kept in results/speed_part.json
+    python benchmarks/speed.py --jobs nf4                            a job again, in the place of what was kept of it
+    python benchmarks/speed.py --columns best,llmkit                 a part; left in results/speed_part.json
     python benchmarks/speed.py --profile                             and what llmkit's step spends its time on
     python benchmarks/speed.py --tune lora                           TRL's settings that were tried, side by side
     python benchmarks/speed.py --quick                               a tiny model, a few rows: only that it works
@@ -33,6 +34,7 @@ import os
 import shutil
 import tempfile
 import time
+from datetime import date
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -47,7 +49,7 @@ ROWS = {"lora": 64, "full": 32, "nf4": 32, "dpo": 16, "grpo": 12, "evaluate": 16
 """Rows (pairs, prompts) of each job: what fits into half an hour on two cores that train 150 tokens/s."""
 QUICK = {"lora": 16, "full": 16, "nf4": 16, "dpo": 16, "grpo": 8, "evaluate": 4}
 
-ROUNDS = {"lora": 3}
+ROUNDS = {"lora": 3, "nf4": 3}
 """How often a job's columns are measured, in turns, where not once; `default` and the second seed always once."""
 
 EAGER = {"model_init_kwargs": {"attn_implementation": "eager"}}
@@ -306,7 +308,6 @@ def main() -> None:
     jobs, columns = asked.jobs.split(","), asked.columns.split(",")
     if set(jobs) - set(ROWS) or set(columns) - set(COLUMNS):
         parser.error(f"jobs are {', '.join(ROWS)}; columns are {', '.join(COLUMNS)}")
-    started, load = time.perf_counter(), os.getloadavg()[1]
     found: dict[str, Any] = {}
     console = Console(width=140)
     RESULTS.mkdir(exist_ok=True)
@@ -318,17 +319,27 @@ def main() -> None:
             tune(asked.tune, index, bench)
             return
         for turn, job in enumerate(jobs):
+            started, load = time.perf_counter(), os.getloadavg()[1]
             found[job] = measure_job(job, columns, index, bench, turn)
+            found[job] |= {"date": str(date.today()), "seconds": round(time.perf_counter() - started), "load": load}
             if asked.profile and "llmkit" in columns:
                 found[job]["bounded_by"] = profile_job(job, index, bench)
-            found[job]["bounds"] = bounds(job, found[job], chance_of(job, found))
+            found[job]["bounds"] = bounds(job, found[job], chance_of(job, kept_jobs() | found))
             print_job(job, found[job], console)
             PART.write_text(json.dumps(rounded(found), indent=2), encoding="utf-8")
-    figures = {"jobs": found, "rows": index["source"], "seconds": round(time.perf_counter() - started), "load": load}
-    whole = set(jobs) == set(ROWS) and set(columns) == set(COLUMNS) and not asked.quick
-    passed = all(bound["held"] for one in found.values() for bound in one["bounds"])
+    if set(columns) != set(COLUMNS) or asked.quick:
+        return
     PART.unlink()
-    keep("speed" if whole else "speed_part", rounded(figures), passed=passed, shown=True)
+    kept = kept_jobs() | found
+    passed = all(bound["held"] for one in kept.values() for bound in one["bounds"])
+    keep("speed", rounded({"jobs": kept, "rows": index["source"]}), passed=passed, shown=True)
+
+
+def kept_jobs() -> dict[str, Any]:
+    """Return what was kept of each job, whose columns are all from one run; none where nothing was kept."""
+    file = RESULTS / "speed.json"
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["figures"]["jobs"] if file.is_file() else {}
+    return found
 
 
 if __name__ == "__main__":

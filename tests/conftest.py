@@ -29,6 +29,11 @@ CHATML = (
 CORPUS = ["the capital of France is Paris", "user assistant system", "what is two plus two? it is four", "yes no maybe"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the slow ones: of several processes, one would come to them when the others have nothing left."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def bpe() -> Tokenizer:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

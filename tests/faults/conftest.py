@@ -15,6 +15,7 @@ from cases import GRPO, PLAIN, SFT, Case, write_recipe  # noqa: E402
 from harness import Zygote  # noqa: E402
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in a hook of the same name
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Have one process of `pytest -n ... --dist loadgroup` take all of these: each other would need its own zygote."""
     for item in items:
