@@ -35,7 +35,7 @@ bench: $(VENV)/.dev $(VENV)/.demo
 bench-data: $(VENV)/.dev $(VENV)/.demo
 	$(VENV)/bin/python benchmarks/data_preparation.py
 
-# About half an hour on two quiet cores, by estimate: not run as a whole so far.
+# About an hour and a half on two quiet cores; `--jobs` takes a part.
 bench-speed: $(VENV)/.dev $(VENV)/.demo
 	$(VENV)/bin/python benchmarks/speed.py --profile
 

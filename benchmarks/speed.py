@@ -49,7 +49,7 @@ ROWS = {"lora": 64, "full": 32, "nf4": 32, "dpo": 16, "grpo": 12, "evaluate": 16
 """Rows (pairs, prompts) of each job: what fits into half an hour on two cores that train 150 tokens/s."""
 QUICK = {"lora": 16, "full": 16, "nf4": 16, "dpo": 16, "grpo": 8, "evaluate": 4}
 
-ROUNDS = {"lora": 3, "nf4": 3}
+ROUNDS = {"lora": 3, "nf4": 3, "grpo": 3, "evaluate": 3}
 """How often a job's columns are measured, in turns, where not once; `default` and the second seed always once."""
 
 EAGER = {"model_init_kwargs": {"attn_implementation": "eager"}}

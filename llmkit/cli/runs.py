@@ -21,9 +21,31 @@ def evaluate(target: Target, overrides: Overrides = None) -> None:
     from llmkit.runs.progress import terminal
     from llmkit.runs.reopen import evaluate as evaluate_run
     from llmkit.runs.report import print_scores
+    from llmkit.runs.scoring import compared
 
     scores = evaluate_run(target, overrides or (), narrator=terminal())
-    print_scores(scores, console())
+    base, tuned = scores["base"], scores.get("tuned")
+    print_scores(base, tuned, compared(base, tuned) if tuned is not None else None, console())
+
+
+@app.command()
+def report(run: RunFolder) -> None:
+    """Write the page of a run: report.html in its folder."""
+    from llmkit.runs.report_page import write_report
+
+    typer.echo(write_report(run))
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", help="Run folders.")],
+    out: Annotated[Path, typer.Option(help="The page that is written.")] = Path("comparison.html"),
+) -> None:
+    """Write one page of several runs, side by side."""
+    from llmkit.runs.report_page import write_comparison
+
+    write_comparison(runs, out)
+    typer.echo(out)
 
 
 @app.command()

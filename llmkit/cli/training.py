@@ -45,6 +45,8 @@ def run(
         the_recipe, out=out, name=recipe.stem, resume=resume, watch=watch, narrator=narrator, exits=True
     )
     print_result(result, console())
+    if not all(gate.held for gate in result.gates):
+        raise typer.Exit(GATE_MISSED)
 
 
 @app.command()

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from llmkit.data.shapes import RowError
+from llmkit.data.splits import Row
 from llmkit.errors import DataError, RecipeError
-from llmkit.evaluation.base import Evaluation, Sample, Score, Subject
+from llmkit.evaluation._rows import OnRows, placed, scored
+from llmkit.evaluation.base import Part, Sample, Score, Subject
 from llmkit.model.generation import generate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from llmkit.data.splits import Row
 
-
-class Generated(Evaluation):
-    """Base of the evaluations that compare the model's answers with references."""
+class Generated(OnRows):
+    """Base of the evaluations that look at the model's greedy answers."""
 
     type: str
     """Name of the evaluation: its file."""
@@ -28,30 +28,43 @@ class Generated(Evaluation):
     max_new_tokens: int = Field(default=256, ge=1)
     """Longest answer, in tokens."""
 
-    limit: int | None = Field(default=None, ge=1)
-    """Use only the first held-out rows; all of them if unset."""
-
     batch_size: int | None = Field(default=None, ge=1)
     """Prompts answered at once; if unset, up to 64 whose keys and values take half as much memory as the weights."""
 
-    def measure(self, predictions: Sequence[str], references: Sequence[str], folder: Path) -> dict[str, float]:
-        """Return the metrics of the answers; `references` are in the same order, paths start from `folder`."""
+    aggregate: ClassVar[Mapping[str, str]] = {}
+    """How metrics that are no means come of the sums of the rows' parts: names of `AGGREGATES`."""
+
+    def check_row(self, row: Row) -> None:
+        """Raise RowError where the row has no reference answer, RecipeError where rows of its shape hold no prompt."""
+        if prompt_and_reference(row.example, evaluation=self.type)[1] is None:
+            raise RowError(
+                f"the row has no reference answer, which evaluation `{self.type}` compares with; give it one "
+                "(`answer`, `completion` or a last assistant turn), or use `type: generate`"
+            )
+
+    def measure(self, answer: str, reference: str, row: Row) -> dict[str, Part]:
+        """Return what one answer adds to each metric."""
         raise NotImplementedError
 
-    def score(self, subject: Subject) -> Score:
-        """Generate greedily and measure; raises DataError for a row without a reference."""
-        self.check_setup(subject.folder)
-        samples = answers(
+    def answers(self, subject: Subject) -> tuple[Sample, ...]:
+        """Return the greedy answers to all rows of the subject."""
+        return answers(
             subject,
             max_new_tokens=self.max_new_tokens,
-            limit=self.limit,
+            limit=None,
             batch_size=self.batch_size,
             evaluation=self.type,
-            need_references=True,
         )
-        references = [sample.reference or "" for sample in samples]
-        predictions = [sample.answer for sample in samples]
-        return Score(self.measure(predictions, references, subject.folder), len(samples), samples)
+
+    def score(self, subject: Subject) -> Score:
+        """Generate greedily and measure; raises what `prepared` raises."""
+        subject = self.prepared(subject)
+        samples = self.answers(subject)
+        parts = [
+            self.measure(sample.answer, sample.reference or "", row)
+            for sample, row in zip(samples, subject.rows, strict=True)
+        ]
+        return scored(parts, samples, self.aggregate)
 
 
 def answers(
@@ -63,33 +76,28 @@ def answers(
     evaluation: str = "generate",
     temperature: float = 0.0,
     seed: int = 0,
-    need_references: bool = False,
 ) -> tuple[Sample, ...]:
     """Return the subject's answers to its first `limit` rows, generated once for each setting (`subject.answers`).
 
-    `evaluation` names the asker in errors. Raises DataError where there are no rows, where one has no prompt, or where
-    one has no reference although `need_references`; RecipeError where rows of this shape hold no prompt at all.
+    `evaluation` names the asker in errors. Raises DataError where there are no rows, or where one has no prompt;
+    RecipeError where rows of this shape hold no prompt at all.
     """
     rows = subject.rows[:limit]
     # Greedy answers depend on neither seed nor batch size (but for rounding), so evaluations that differ only there
     # share them; sampled answers depend on both.
-    key = (max_new_tokens, len(rows), temperature, (seed, batch_size) if temperature > 0 else None)
+    places = tuple(row.where for row in rows)
+    key = (max_new_tokens, places, temperature, (seed, batch_size) if temperature > 0 else None)
     samples = subject.answers.get(key)
     if samples is None:
-        prompts = row_prompts(subject.tokenizer, rows, evaluation=evaluation)
-        if need_references:  # before anything is generated
-            _check_references([(where, reference) for where, _, _, reference in prompts], evaluation)
         samples = respond(
             subject,
-            prompts,
+            row_prompts(subject.tokenizer, rows, evaluation=evaluation),
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
             temperature=temperature,
             seed=seed,
         )
         subject.answers[key] = samples
-    elif need_references:
-        _check_references([(sample.where, sample.reference) for sample in samples], evaluation)
     return samples
 
 
@@ -103,23 +111,10 @@ def row_prompts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], *, eval
         raise DataError(f"evaluation `{evaluation}` has no held-out rows", remedy="set `data.eval`")
     found: list[Prompt] = []
     for row in rows:
-        try:
+        with placed(row):
             ids, text, reference = prompt_ids(tokenizer, row.example, evaluation=evaluation)
-        except RowError as error:
-            raise DataError(str(error), where=row.where) from error
         found.append((row.where, ids, text, reference))
     return found
-
-
-def _check_references(references: Sequence[tuple[str, str | None]], evaluation: str) -> None:
-    """Raise DataError for the first place whose reference is None."""
-    missing = next((where for where, reference in references if reference is None), None)
-    if missing is not None:
-        raise DataError(
-            f"the row has no reference answer, which evaluation `{evaluation}` compares with",
-            where=missing,
-            remedy="give it one (`answer`, `completion` or a last assistant turn), or use `type: generate`",
-        )
 
 
 def respond(
@@ -153,23 +148,10 @@ def prompt_ids(
 ) -> tuple[list[int], str, str | None]:
     """Return the token ids to continue, the readable prompt, and the reference answer (None: there is none).
 
-    A conversation is cut before its last assistant turn, which is the reference. Lists of messages go through the chat
-    template with the start of an assistant turn; a string is continued as it stands. The readable prompt is the last
-    user message, or the string.
-
-    Raises RowError where this example has no prompt, RecipeError where examples of its shape can't have one.
+    Lists of messages go through the chat template with the start of an assistant turn; a string is continued as it
+    stands. The readable prompt is the last user message, or the string. Raises what `prompt_and_reference` raises.
     """
-    reference: str | None = None
-    prompt: Any
-    if "messages" in example:
-        prompt, reference = _before_last_answer(example["messages"])
-    elif "prompt" in example:
-        prompt, reference = example["prompt"], _reference(example)
-    else:
-        raise RecipeError(
-            f"evaluation `{evaluation}` needs prompts to answer, and rows with only {_columns(example)} have none",
-            remedy="use `type: perplexity`, or `type: generate` with `prompts: FILE.jsonl`",
-        )
+    prompt, reference = prompt_and_reference(example, evaluation=evaluation)
     if isinstance(prompt, str):
         ids, text = list(tokenizer(prompt)["input_ids"]), prompt
     else:
@@ -177,6 +159,24 @@ def prompt_ids(
     if not ids:
         raise RowError("the prompt is empty")
     return ids, text, reference
+
+
+def prompt_and_reference(
+    example: Mapping[str, Any], *, evaluation: str = "generate"
+) -> tuple[str | list[dict[str, Any]], str | None]:
+    """Return the prompt, a string or messages, and the reference answer (None: there is none).
+
+    A conversation is cut before its last assistant turn, which is the reference. Raises RowError where this example has
+    no prompt, RecipeError where examples of its shape can't have one.
+    """
+    if "messages" in example:
+        return _before_last_answer(example["messages"])
+    if "prompt" in example:
+        return example["prompt"], _reference(example)
+    raise RecipeError(
+        f"evaluation `{evaluation}` needs prompts to answer, and rows with only {_columns(example)} have none",
+        remedy="use `type: perplexity`, or `type: generate` with `prompts: FILE.jsonl`",
+    )
 
 
 def _before_last_answer(messages: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], str | None]:
@@ -187,7 +187,7 @@ def _before_last_answer(messages: Sequence[dict[str, Any]]) -> tuple[list[dict[s
     return list(messages[:last]), _text(messages[last]) if last < len(messages) else None
 
 
-def _reference(example: dict[str, Any]) -> str | None:
+def _reference(example: Mapping[str, Any]) -> str | None:
     """Return the first of `answer`, `completion` and `chosen`; a completion labelled bad is no reference."""
     if example.get("label") is False:
         return None
@@ -196,12 +196,21 @@ def _reference(example: dict[str, Any]) -> str | None:
 
 
 def _text(value: Any) -> str | None:
-    """Return the text of a string, a number, a message, or the last of a list of messages; None where it is empty."""
-    if isinstance(value, (list, tuple)):
+    """Return a string, a number, the text of a message or of the last of several, or other values as JSON.
+
+    None where it is empty.
+    """
+    if isinstance(value, (list, tuple)) and (not value or _is_message(value[-1])):
         value = value[-1] if value else None
-    if isinstance(value, dict):
+    if _is_message(value):
         value = value.get("content")
+    elif isinstance(value, (dict, list, tuple)):
+        value = json.dumps(value, ensure_ascii=False)
     return None if value is None or value == "" else str(value)
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and "role" in value
 
 
 def _last_user_text(messages: Sequence[dict[str, Any]]) -> str:
@@ -209,18 +218,31 @@ def _last_user_text(messages: Sequence[dict[str, Any]]) -> str:
     return _text(users or messages) or ""
 
 
+def rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], tools: Any) -> str:
+    """Return the messages in the tokenizer's chat template, up to the start of an assistant turn.
+
+    Raises RowError where there are none, RecipeError where there is no template.
+    """
+    return str(_templated(tokenizer, messages, tools, tokenize=False))
+
+
 def _template_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], tools: Any) -> list[int]:
-    """Return the ids of the messages in the tokenizer's chat template, up to the start of an assistant turn."""
+    """Return the token ids of what `rendered` returns."""
+    return list(_templated(tokenizer, messages, tools, tokenize=True)["input_ids"])
+
+
+def _templated(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], tools: Any, *, tokenize: bool
+) -> Any:
     if not messages:
         raise RowError("the prompt has no messages")
     if not tokenizer.chat_template:
         raise RecipeError("the tokenizer has no chat template for messages", remedy="set `model.chat_template`")
     # return_dict is spelt out because its default changed in transformers 5.
-    encoded: Any = tokenizer.apply_chat_template(
-        list(messages), tools=tools, add_generation_prompt=True, tokenize=True, return_dict=True
+    return tokenizer.apply_chat_template(
+        list(messages), tools=tools, add_generation_prompt=True, tokenize=tokenize, return_dict=True
     )
-    return list(encoded["input_ids"])
 
 
-def _columns(example: dict[str, Any]) -> str:
+def _columns(example: Mapping[str, Any]) -> str:
     return ", ".join(f"`{name}`" for name in example) or "tokens"

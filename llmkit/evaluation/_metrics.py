@@ -1,7 +1,4 @@
-"""Text metrics as pure functions with the interface of the `evaluate` library: predictions, references -> numbers.
-
-`predictions` and `references` are strings in the same order and of the same number (at least one).
-"""
+"""Text metrics as pure functions: an answer and its reference -> what the pair adds to the metric."""
 
 from __future__ import annotations
 
@@ -10,8 +7,9 @@ import importlib.util
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from functools import cache
 from types import ModuleType
+from typing import Any
 
 from llmkit.errors import SetupError
 
@@ -41,69 +39,79 @@ def require_installed(module: str, package: str, needed_by: str) -> None:
         )
 
 
-def exact_match(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Return `exact_match`, the share (0..1) of predictions equal to their reference after strip()."""
-    return {"exact_match": _mean(_equal_stripped, predictions, references)}
+def exact_match(answer: str, reference: str) -> float:
+    """Return 1 if both are equal after strip(), else 0."""
+    return float(answer.strip() == reference.strip())
 
 
-def accuracy(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Return `accuracy`, the share (0..1) of predictions whose label is that of their reference.
+def accuracy(answer: str, reference: str) -> float:
+    """Return 1 if both have the same label, else 0.
 
     A label is the first line of the stripped text, stripped again and case-folded.
     """
-    return {"accuracy": _mean(_equal_labels, predictions, references)}
+    return float(_label(answer) == _label(reference))
 
 
-def f1(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Return `f1` (0..1), the mean token overlap F1 of SQuAD (Rajpurkar et al. 2016, section 6.1).
+def f1(answer: str, reference: str) -> float:
+    """Return the token overlap F1 of SQuAD, 0..1 (Rajpurkar et al. 2016, section 6.1).
 
     Texts are lower-cased, stripped of ASCII punctuation and of the articles a, an, the, and split at white space.
     Where either side is then empty, F1 is 1 if both are and 0 otherwise (evaluation script of SQuAD 2.0).
     """
-    return {"f1": _mean(_token_f1, predictions, references)}
+    found, wanted = _squad_tokens(answer), _squad_tokens(reference)
+    if not found or not wanted:
+        return float(found == wanted)
+    shared = (Counter(found) & Counter(wanted)).total()
+    # Equals 2PR/(P+R) with P = shared/len(found), R = shared/len(wanted), and needs no case for shared == 0.
+    return 2 * shared / (len(found) + len(wanted))
 
 
-def bleu(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Return `bleu` (0..100), sacrebleu's corpus BLEU-4: tokenizer 13a, smoothing exp, effective order off.
+def bleu(answer: str, reference: str) -> tuple[float, ...]:
+    """Return what corpus BLEU-4 is computed from: matched and all n-grams of each order, both lengths in words.
 
-    BLEU: Papineni et al. 2002; comparable settings: Post 2018. Raises SetupError where sacrebleu is not installed.
+    As sacrebleu counts them, tokenizer 13a. BLEU: Papineni et al. 2002; comparable settings: Post 2018. Raises
+    SetupError where sacrebleu is not installed.
     """
-    sacrebleu = require("sacrebleu", "sacrebleu", "bleu")
-    _check(predictions, references)
-    result = sacrebleu.corpus_bleu(list(predictions), [list(references)], use_effective_order=False)
-    return {"bleu": float(result.score)}
+    found = _bleu().sentence_score(answer, [reference])
+    return tuple(map(float, (*found.counts, *found.totals, found.sys_len, found.ref_len)))
 
 
-def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Return `rouge1`, `rouge2` and `rougeL` (0..1): mean F-measures over the pairs, without stemming (Lin 2004).
+def chrf(answer: str, reference: str) -> tuple[float, ...]:
+    """Return what corpus chrF is computed from: n-grams of the answer, of the reference and of both, for each order.
+
+    As sacrebleu counts them, 1 to 6 characters without white space (Popović 2015). Raises SetupError where sacrebleu
+    is not installed.
+    """
+    # Not public, but what sacrebleu's own resampling (sacrebleu/significance.py) takes: scores don't keep the counts.
+    ((*counts,),) = _chrf()._extract_corpus_statistics([answer], [[reference]])
+    return tuple(map(float, counts))
+
+
+def rouge(answer: str, reference: str) -> dict[str, float]:
+    """Return the F-measures `rouge1`, `rouge2` and `rougeL` (0..1), without stemming (Lin 2004).
 
     rouge_score keeps only a-z and 0-9, so a text in another script scores 0. Raises SetupError where rouge_score is
     not installed.
     """
-    rouge_scorer = require("rouge_score.rouge_scorer", "rouge-score", "rouge")
-    _check(predictions, references)
-    scorer = rouge_scorer.RougeScorer(list(ROUGE_TYPES), use_stemmer=False)
-    pairs = [scorer.score(reference, answer) for answer, reference in zip(predictions, references, strict=True)]
-    return {name: sum(float(pair[name].fmeasure) for pair in pairs) / len(pairs) for name in ROUGE_TYPES}
+    found = _rouge().score(reference, answer)
+    return {name: float(found[name].fmeasure) for name in ROUGE_TYPES}
 
 
-def _check(predictions: Sequence[str], references: Sequence[str]) -> None:
-    """Raise ValueError unless there are as many predictions as references, and at least one."""
-    if not predictions or len(predictions) != len(references):
-        raise ValueError(f"{len(predictions)} predictions can't be scored against {len(references)} references")
+@cache
+def _bleu() -> Any:
+    # The effective order changes the score of the pair, which is not used; without it, sacrebleu warns of such scores.
+    return require("sacrebleu.metrics", "sacrebleu", "bleu").BLEU(effective_order=True)
 
 
-def _mean(score: Callable[[str, str], float], predictions: Sequence[str], references: Sequence[str]) -> float:
-    _check(predictions, references)
-    return sum(map(score, predictions, references)) / len(predictions)
+@cache
+def _chrf() -> Any:
+    return require("sacrebleu.metrics", "sacrebleu", "chrf").CHRF()
 
 
-def _equal_stripped(prediction: str, reference: str) -> float:
-    return float(prediction.strip() == reference.strip())
-
-
-def _equal_labels(prediction: str, reference: str) -> float:
-    return float(_label(prediction) == _label(reference))
+@cache
+def _rouge() -> Any:
+    scorer = require("rouge_score.rouge_scorer", "rouge-score", "rouge")
+    return scorer.RougeScorer(list(ROUGE_TYPES), use_stemmer=False)
 
 
 def _label(text: str) -> str:
@@ -112,12 +120,3 @@ def _label(text: str) -> str:
 
 def _squad_tokens(text: str) -> list[str]:
     return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
-
-
-def _token_f1(prediction: str, reference: str) -> float:
-    found, wanted = _squad_tokens(prediction), _squad_tokens(reference)
-    if not found or not wanted:
-        return float(found == wanted)
-    shared = (Counter(found) & Counter(wanted)).total()
-    # Equals 2PR/(P+R) with P = shared/len(found), R = shared/len(wanted), and needs no case for shared == 0.
-    return 2 * shared / (len(found) + len(wanted))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
+from llmkit.data.splits import Row
 from llmkit.evaluation import _metrics
 from llmkit.evaluation._generation import Generated
+from llmkit.evaluation.base import Part
 
 
 class Accuracy(Generated):
@@ -16,6 +16,6 @@ class Accuracy(Generated):
     type: Literal["accuracy"]
     """Share of answers whose first line is the reference label."""
 
-    def measure(self, predictions: Sequence[str], references: Sequence[str], folder: Path) -> dict[str, float]:
-        """Return `accuracy`, 0..1."""
-        return _metrics.accuracy(predictions, references)
+    def measure(self, answer: str, reference: str, row: Row) -> dict[str, Part]:
+        """Return the row's `accuracy`, 0..1."""
+        return {"accuracy": _metrics.accuracy(answer, reference)}

@@ -26,6 +26,10 @@ class Sample:
     answer: str
 
 
+Part = float | tuple[float, ...]
+"""What one row adds to a metric: a value, or the sums that the metric is computed from."""
+
+
 @dataclass(frozen=True)
 class Score:
     """What one evaluation found: its metrics by name, the rows it used, and answers where it generated any."""
@@ -33,8 +37,12 @@ class Score:
     metrics: dict[str, float]
     rows: int
     samples: tuple[Sample, ...] = ()
-    per_row: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    """Values of each row by metric, in the order of the rows, where a metric has one per row."""
+    per_row: dict[str, tuple[Part, ...]] = field(default_factory=dict)
+    """Parts of each row by metric, in the order of the rows; a metric without them has no interval."""
+    aggregate: dict[str, str] = field(default_factory=dict)
+    """How a metric comes from the sums of its parts: a name of `statistics/aggregates.py`; their mean where unset."""
+    lower_is_better: tuple[str, ...] = ()
+    """Metrics of which less is better."""
 
 
 @dataclass
@@ -61,6 +69,12 @@ class Evaluation(Variant):
 
     model_classes: ClassVar[frozenset[str]] = frozenset({"AutoModelForCausalLM"})
     """The transformers classes of the models that can be scored so (`Method.model_class`)."""
+
+    lower_is_better: ClassVar[frozenset[str]] = frozenset()
+    """Metrics of which less is better."""
+
+    tuned_alone: ClassVar[frozenset[str]] = frozenset()
+    """Metrics that only a tuned model has, beside its base's scores."""
 
     needs_rewards: ClassVar[bool] = False
     """Whether it scores with the recipe's rewards."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
+from llmkit.data.splits import Row
 from llmkit.evaluation import _metrics
 from llmkit.evaluation._generation import Generated
+from llmkit.evaluation.base import Part
 
 
 class ExactMatch(Generated):
@@ -16,6 +16,6 @@ class ExactMatch(Generated):
     type: Literal["exact_match"]
     """Share of answers equal to their reference."""
 
-    def measure(self, predictions: Sequence[str], references: Sequence[str], folder: Path) -> dict[str, float]:
-        """Return `exact_match`, 0..1."""
-        return _metrics.exact_match(predictions, references)
+    def measure(self, answer: str, reference: str, row: Row) -> dict[str, Part]:
+        """Return the row's `exact_match`, 0..1."""
+        return {"exact_match": _metrics.exact_match(answer, reference)}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
+from llmkit.data.splits import Row
 from llmkit.evaluation import _metrics
 from llmkit.evaluation._generation import Generated
+from llmkit.evaluation.base import Part
 
 
 class F1(Generated):
@@ -16,6 +16,6 @@ class F1(Generated):
     type: Literal["f1"]
     """Mean token overlap F1 with the reference, as in SQuAD."""
 
-    def measure(self, predictions: Sequence[str], references: Sequence[str], folder: Path) -> dict[str, float]:
-        """Return `f1`, 0..1."""
-        return _metrics.f1(predictions, references)
+    def measure(self, answer: str, reference: str, row: Row) -> dict[str, Part]:
+        """Return the row's `f1`, 0..1."""
+        return {"f1": _metrics.f1(answer, reference)}

@@ -12,6 +12,7 @@ from pydantic import Field
 from llmkit.errors import DataError, RecipeError, RunError, SetupError, did_you_mean
 from llmkit.evaluation import _metrics
 from llmkit.evaluation._generation import Generated
+from llmkit.evaluation.base import Score, Subject
 from llmkit.recipe.places import named_path
 
 
@@ -32,10 +33,19 @@ class Metric(Generated):
 
     def check_setup(self, folder: Path) -> None:
         """Raise DataError where the folder is missing, SetupError where `evaluate` is."""
+        super().check_setup(folder)
         find_script(self.path, folder)
         _metrics.require_installed("evaluate", "evaluate", "metric")
 
-    def measure(self, predictions: Sequence[str], references: Sequence[str], folder: Path) -> dict[str, float]:
+    def score(self, subject: Subject) -> Score:
+        """Return the metric's numbers, which are of all answers together: no row has a part in them of its own."""
+        subject = self.prepared(subject)
+        samples = self.answers(subject)
+        references = [sample.reference or "" for sample in samples]
+        found = self.compute([sample.answer for sample in samples], references, subject.folder)
+        return Score(found, len(samples), samples)
+
+    def compute(self, predictions: Sequence[str], references: Sequence[str], folder: Path) -> dict[str, float]:
         """Return the metric's numbers.
 
         Raises DataError where the folder is missing or the metric refuses the texts, SetupError where a package is
@@ -73,7 +83,7 @@ def find_script(path: str, folder: Path) -> Path:
 
 
 def pick(results: Mapping[str, Any], key: str | None, *, where: str) -> dict[str, float]:
-    """Return the results that are numbers, or only `key`; raises RecipeError or RunError as `Metric.measure` does."""
+    """Return the results that are numbers, or only `key`; raises RecipeError or RunError as `Metric.compute` does."""
     found = {
         name: float(value)
         for name, value in results.items()

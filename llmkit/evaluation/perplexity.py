@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from llmkit.errors import DataError, RecipeError
+from llmkit.evaluation._rows import scored
 from llmkit.evaluation.base import Evaluation, Score, Subject
 from llmkit.model.likelihood import log_probabilities
 
 IGNORED = -100
 """Label of a token that carries no loss."""
-
-_LARGEST_EXPONENT = 709.0
-"""exp() of more overflows a double."""
 
 
 class Perplexity(Evaluation):
@@ -30,6 +27,8 @@ class Perplexity(Evaluation):
     batch_size: int | None = Field(default=None, ge=1)
     """Rows run through the model at once, if unset as many as have 2048 tokens; the result does not depend on it."""
 
+    lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss", "perplexity"})
+
     def score(self, subject: Subject) -> Score:
         """Return `loss` (nats per trained token) and `perplexity` (its exponential).
 
@@ -39,19 +38,19 @@ class Perplexity(Evaluation):
         rows = subject.rows[: self.limit]
         if not rows:
             raise DataError("evaluation `perplexity` has no held-out rows", remedy="set `data.eval`")
-        if not any(row.input_ids for row in rows):
+        asked = [(row.input_ids, [label != IGNORED for label in row.labels]) for row in rows]
+        if not any(ids for ids, _ in asked):
             raise RecipeError(
                 "evaluation `perplexity` needs tokenized rows with labels, which this method's data has not",
                 remedy="use an evaluation that generates, or a method that trains on text",
             )
-        asked = [(row.input_ids, [label != IGNORED for label in row.labels]) for row in rows if row.input_ids]
-        found = log_probabilities(subject.model, asked, batch_size=self.batch_size, on_done=subject.on_done)
-        tokens = sum(count for _, count in found)
-        if tokens == 0:
+        filled = [one for one in asked if one[0]]
+        read = iter(log_probabilities(subject.model, filled, batch_size=self.batch_size, on_done=subject.on_done))
+        found = [next(read) if ids else (0.0, 0) for ids, _ in asked]
+        if not any(count for _, count in found):
             raise DataError("evaluation `perplexity` found no trained token in the held-out rows")
-        loss = -sum(value for value, _ in found) / tokens
-        return Score({"loss": loss, "perplexity": _exp(loss)}, len(rows))
-
-
-def _exp(loss: float) -> float:
-    return math.inf if loss > _LARGEST_EXPONENT else math.exp(loss)
+        parts = [(-value, float(count)) for value, count in found]
+        return scored(
+            [{"loss": part, "perplexity": part} for part in parts],
+            aggregate={"loss": "ratio", "perplexity": "exp_ratio"},
+        )

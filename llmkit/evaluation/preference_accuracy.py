@@ -8,7 +8,7 @@ more a tuned language model favours the better answer than its base does is DPO'
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from pydantic import Field
 
@@ -40,6 +40,8 @@ class PreferenceAccuracy(Evaluation):
     The result does not depend on it."""
 
     model_classes: ClassVar[frozenset[str]] = frozenset({"AutoModelForCausalLM", CLASSIFIER})
+
+    tuned_alone: ClassVar[frozenset[str]] = frozenset({"reward_accuracy", "reward_margin"})
 
     def score(self, subject: Subject) -> Score:
         """Return the metrics of the pairs, and each pair's part in them in `per_row`.
@@ -80,7 +82,7 @@ class PreferenceAccuracy(Evaluation):
             "preference_margin_normalized": normalized,
         }
         if subject.base is not None:
-            before = subject.base.per_row["preference_margin"]
+            before = cast(tuple[float, ...], subject.base.per_row["preference_margin"])
             rewards = [tuned - base for tuned, base in zip(margins, before, strict=True)]
             values |= {"reward_accuracy": _wins(rewards), "reward_margin": rewards}
         return values

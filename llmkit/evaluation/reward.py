@@ -8,6 +8,7 @@ from pydantic import Field
 
 from llmkit.errors import RecipeError
 from llmkit.evaluation._generation import answers
+from llmkit.evaluation._rows import scored
 from llmkit.evaluation.base import Evaluation, Score, Subject
 from llmkit.rewards.base import score_part, total
 
@@ -55,10 +56,8 @@ class Reward(Evaluation):
         rows = subject.rows[: self.limit]
         completions = [sample.answer for sample in samples]
         parts = [score_part(reward, completions, rows) for reward in subject.rewards]
-        per_row = {"reward": tuple(total(subject.rewards, parts))}
+        columns = {"reward": total(subject.rewards, parts)}
         if len(parts) > 1:
-            per_row |= {
-                f"reward/{reward.name}": tuple(part) for reward, part in zip(subject.rewards, parts, strict=True)
-            }
-        metrics = {name: sum(values) / len(values) for name, values in per_row.items()}
-        return Score(metrics, len(rows), samples, per_row)
+            columns |= {f"reward/{reward.name}": part for reward, part in zip(subject.rewards, parts, strict=True)}
+        by_row = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        return scored(by_row, samples)

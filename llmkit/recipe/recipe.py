@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, PrivateAttr, Tag, field_validator, model_validator
+from pydantic import AfterValidator, Discriminator, Field, PrivateAttr, Tag, field_validator, model_validator
 
 from llmkit.errors import LlmkitError, SetupError
 from llmkit.recipe import fields
 from llmkit.recipe.functions import spelled
+from llmkit.recipe.gates import parse_gate
 from llmkit.recipe.problems import shortened
 from llmkit.recipe.spec import KeyPath, LibrarySpec, Spec, union_of, variant_names
 
@@ -352,6 +353,14 @@ class HardwareChoice(Spec):
     """`cuda` and `mps` are errors where there is none; `auto` takes the best device."""
 
 
+def _is_gate(text: str) -> str:
+    parse_gate(text)
+    return text
+
+
+Gate = Annotated[str, AfterValidator(_is_gate)]
+
+
 class Recipe(Spec):
     """One run: a base model, data and a method."""
 
@@ -378,6 +387,10 @@ class Recipe(Spec):
 
     evaluation: tuple[AnyEvaluation, ...] = Field(default=(), strict=False)
     """What the base and the tuned model are scored by, on the held-out rows."""
+
+    gates: tuple[Gate, ...] = Field(default=(), strict=False)
+    """What the tuned model's scores must hold, as `exact_match >= 0.9` or `f1 >= base - 0.01`; decided by the end of
+    the 95% interval that is against it. Where one is missed, nothing is exported and the exit code is 3."""
 
     export: tuple[AnyExport, ...] = Field(default=(), strict=False)
     """What is written at the end, each checked against the trained model."""
@@ -407,6 +420,12 @@ class Recipe(Spec):
     def written(self) -> str:
         """The recipe as YAML text, as it was written, with `extends` and overrides merged in."""
         return self._written or json.dumps(self.model_dump(exclude_unset=True), indent=2) + "\n"
+
+    @property
+    def evaluated(self) -> tuple[Source, ...]:
+        """The rows that evaluations have of their own, beside the held-out ones."""
+        found = (getattr(evaluation, "data", None) for evaluation in self.evaluation)
+        return tuple(source for source in found if source is not None)
 
     def origin(self, path: KeyPath) -> str:
         """Return who set the value at `path`: `file:line`, `--set a.b=c`, or `recipe` for one made in Python."""

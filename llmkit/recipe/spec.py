@@ -68,7 +68,8 @@ class LibrarySpec(Spec):
 def variant_names(package: str) -> tuple[str, ...]:
     """Return the `type` names that a package of variants offers: its public modules, except `base`."""
     path = importlib.import_module(package).__path__
-    return tuple(sorted(m.name for m in pkgutil.iter_modules(path) if m.name != "base" and m.name[0] != "_"))
+    files = (m.name for m in pkgutil.iter_modules(path) if not m.ispkg)
+    return tuple(sorted(name for name in files if name != "base" and name[0] != "_"))
 
 
 @cache

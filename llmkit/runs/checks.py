@@ -63,6 +63,12 @@ def _check_model(recipe: Recipe) -> None:
 
 
 def _check_evaluation(recipe: Recipe) -> None:
+    if recipe.gates and not recipe.evaluation:
+        raise RecipeError(
+            "`gates` are about scores, and the recipe has no `evaluation`",
+            where=recipe.origin(("gates",)),
+            remedy="Add the evaluation that gives the metric.",
+        )
     for index, evaluation in enumerate(recipe.evaluation):
         with recipe.at("evaluation", index):
             if recipe.method.model_class not in evaluation.model_classes:

@@ -312,7 +312,7 @@ def data_hashes(recipe: Recipe) -> dict[str, str | None]:
     """Return the SHA-256 of every local data file (of all files of a folder); None for made and hub data."""
     held_out = recipe.data.eval if isinstance(recipe.data.eval, tuple) else ()
     found: dict[str, str | None] = {}
-    for source in (*recipe.data.train, *held_out):
+    for source in (*recipe.data.train, *held_out, *recipe.evaluated):
         found |= source_hashes(source, recipe.folder)
     return found
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from llmkit.evaluation.base import Score
+    from llmkit.evaluation.statistics.comparing import Compared
     from llmkit.runs.preflight import Preflight
     from llmkit.runs.runner import RunResult
     from llmkit.runs.sampling import Sampling
@@ -24,7 +25,9 @@ SHOWN_PASSES = (1, 2, 4, 8, 16, 32, 64)
 
 def print_result(result: RunResult, console: Console) -> None:
     """Print the tables of a finished run, its speed, and the command to type next."""
-    print_scores({"base": result.base, "tuned": result.tuned}, console)
+    print_scores(result.base, result.tuned, result.compared, console)
+    for gate in result.gates:
+        console.print(f"gate {'held  ' if gate.held else 'MISSED'} {gate.said}", highlight=False, soft_wrap=True)
     console.print()
     if result.speed is not None:
         console.print(f"speed:      {result.speed.sentence()}", highlight=False, soft_wrap=True)
@@ -35,14 +38,14 @@ def print_result(result: RunResult, console: Console) -> None:
     console.print(f"next:       [bold]llmkit {verb} {result.folder}[/bold]", highlight=False)
 
 
-def print_scores(scores: dict[str, list[Score]], console: Console) -> None:
-    """Print the scores of base and tuned model, or of the base model alone."""
-    base = scores["base"]
-    tuned = scores.get("tuned")
+def print_scores(
+    base: list[Score], tuned: list[Score] | None, found: list[list[Compared]] | None, console: Console
+) -> None:
+    """Print the scores of base and tuned model and what they differ in, or of the base model alone."""
     if not base:
         return
     console.print()
-    console.print(scoring.table(base, tuned))
+    console.print(scoring.table(base, found))
     samples = scoring.samples_table(base, tuned)
     if samples is not None:
         console.print()

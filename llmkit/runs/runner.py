@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmkit.data.lengths import histogram, quantiles
 from llmkit.errors import DataError, RecipeError, RunError, SetupError
 from llmkit.evaluation.base import Score
 from llmkit.exports.adapter import check_adapter
@@ -20,6 +21,7 @@ from llmkit.exports.base import Exported, Trained
 from llmkit.model.loading import loadable, will_convert
 from llmkit.model.sources import locate
 from llmkit.planning.plan import Plan
+from llmkit.recipe.gates import parse_gate
 from llmkit.recipe.places import file_hash, text_hash
 from llmkit.recipe.recipe import Recipe
 from llmkit.runs import scoring
@@ -34,7 +36,7 @@ from llmkit.runs.folder import (
     require_same_rows,
 )
 from llmkit.runs.limits import Watchman, limit_callback, require_left
-from llmkit.runs.measuring import Gauge, Measured, gauge_callback
+from llmkit.runs.measuring import Gauge, Measured, as_rows, gauge_callback
 from llmkit.runs.needs import needs, require_space
 from llmkit.runs.prepare import Prepared, plan, prepare, row_hashes
 from llmkit.runs.progress import Narrator, outcome, training_callback
@@ -47,10 +49,15 @@ from llmkit.runs.recovery.nonfinite import watch_finite
 from llmkit.runs.recovery.resuming import as_planned, require_same_recipe, train_on
 from llmkit.runs.recovery.stopping import Stopper
 from llmkit.runs.recovery.trackers import guard_trackers
+from llmkit.runs.report_page import write_report
 from llmkit.runs.resolved import resolved_yaml
+from llmkit.runs.sessions import session
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
+
+    from llmkit.evaluation.statistics.comparing import Compared
+    from llmkit.evaluation.statistics.gating import Decided
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,10 @@ class RunResult:
     folder: Path
     base: list[Score]
     tuned: list[Score]
+    compared: list[list[Compared]]
+    """Base beside tuned by each evaluation, with intervals and tests."""
+    gates: list[Decided]
+    """What became of the recipe's gates; where one is missed, nothing was exported."""
     exported: list[Exported]
     losses: list[float]
     """Training loss of each logged step; for SFT in nats per trained token."""
@@ -105,22 +116,26 @@ def run(
         stopper.folder = folder
         progress = training_callback(narrator, folder)
         with alone(folder.path), machine_explained(folder.path), folder.logging(), closing(progress):
-            with _nothing_left_behind(folder, resume):
-                _record(folder, recipe, the_plan)
-                narrator.say(f"{folder.path}: {the_plan.hardware.summary}")
-                with _weights_hashed_beside(recipe):
-                    prepared = prepare(
-                        recipe,
-                        output_dir=folder.checkpoints,
-                        plan_=the_plan,
-                        callbacks=(progress, *callbacks),
-                        narrator=narrator,
-                        keep_samples=_sample_keeper(folder, narrator if watch else None),
-                    )
-                _record_inputs(folder, prepared, resume)
-                base = _score(prepared, "base", narrator)
-            speed, stopped = _train(prepared, folder, resume, narrator, stopper, began)
-            return _judge(prepared, base, folder, narrator, speed, stopped)
+            with session(folder, the_plan.hardware.kind):
+                with _nothing_left_behind(folder, resume):
+                    _record(folder, recipe, the_plan)
+                    narrator.say(f"{folder.path}: {the_plan.hardware.summary}")
+                    with _weights_hashed_beside(recipe):
+                        prepared = prepare(
+                            recipe,
+                            output_dir=folder.checkpoints,
+                            plan_=the_plan,
+                            callbacks=(progress, *callbacks),
+                            narrator=narrator,
+                            keep_samples=_sample_keeper(folder, narrator if watch else None),
+                        )
+                    _record_inputs(folder, prepared, resume)
+                    base = _score(prepared, "base", narrator)
+                    scoring.require_metrics(recipe, base)
+                speed, stopped = _train(prepared, folder, resume, narrator, stopper, began)
+                result = _judge(prepared, base, folder, narrator, speed, stopped)
+            write_report(folder.path)  # which shows this session as well
+            return result
 
 
 def _sample_keeper(folder: RunFolder, narrator: Narrator | None) -> Callable[[Sequence[dict[str, Any]]], None]:
@@ -179,7 +194,7 @@ def _open(out: str | Path | None, name: str, resume: bool, recipe: Recipe, narra
     require_same_recipe(folder, recipe, narrator.say)
     lock = folder.read_json("lock.json")
     for what, hashes in (("data", data_hashes(recipe)), ("code", code_hashes(recipe))):
-        changed = [name for name, found in hashes.items() if lock.get(what, hashes).get(name) != found]
+        changed = [name for name, found in hashes.items() if lock.get(what, {}).get(name, found) != found]
         if changed:
             raise DataError(
                 f"the {what} has changed since {folder.path} was started: {', '.join(changed)}",
@@ -203,7 +218,9 @@ def _record(folder: RunFolder, recipe: Recipe, the_plan: Plan) -> None:
     )
     # Last: a folder with a recipe is a run that can be opened again.
     folder.write_text("recipe.yaml", recipe.written)
-    require_space(folder.path, needs(recipe, the_plan), there=folder.size())
+    needed = needs(recipe, the_plan)
+    folder.write_json("needs.json", asdict(needed))
+    require_space(folder.path, needed, there=folder.size())
 
 
 def _record_inputs(folder: RunFolder, prepared: Prepared, resume: bool) -> None:
@@ -237,6 +254,17 @@ def _record_rows(folder: RunFolder, prepared: Prepared) -> None:
     packed = getattr(prepared.trainer, "packed", {})
     prepared.ledger.packed = {split: asdict(found) for split, found in packed.items()}
     folder.write_json("ledger.json", prepared.ledger.to_dict())
+    rows = as_rows(prepared.splits.train)
+    if len(rows):
+        folder.write_json(
+            "lengths.json",
+            {
+                "max_length": setting(prepared.recipe, "max_length"),
+                "tokens_per_row": quantiles(rows.lengths),
+                "trained_per_row": quantiles(rows.trained),
+                "histogram": [asdict(one) for one in histogram(rows.lengths)],
+            },
+        )
     broken = [json.dumps(asdict(row), ensure_ascii=False) for row in prepared.ledger.broken()]
     if broken:
         folder.write_text("quarantine.jsonl", "\n".join(broken) + "\n")
@@ -302,15 +330,35 @@ def _judge(
     losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
     _save(prepared, folder)
     tuned = _score(prepared, "tuned", narrator, base=base)
-    if trainer.is_world_process_zero():
-        folder.write_json("evaluation.json", scoring.to_dict(recipe.evaluation, base=base, tuned=tuned))
+    compared, gates = _compare(prepared, base, tuned, folder, narrator)
     trained = Trained(recipe, prepared.plan, prepared.model, prepared.tokenizer, prepared.splits, folder.model)
     if recipe.adapter is not None:
         check_adapter(trained, folder.model)
-    exported = export_all(trained, folder, narrator)
+    exported = export_all(trained, folder, narrator) if all(gate.held for gate in gates) else []
     record(folder, *RESULTS)
     answers = prepared.model.can_generate()
-    return RunResult(folder.path, base, tuned, exported, losses, answers, speed, stopped_by)
+    return RunResult(folder.path, base, tuned, compared, gates, exported, losses, answers, speed, stopped_by)
+
+
+def _compare(
+    prepared: Prepared, base: list[Score], tuned: list[Score], folder: RunFolder, narrator: Narrator
+) -> tuple[list[list[Compared]], list[Decided]]:
+    """Compare base and tuned, decide the gates, and write what was found."""
+    from llmkit.evaluation.statistics.gating import decide
+
+    recipe = prepared.recipe
+    compared = scoring.compared(base, tuned)
+    gates = decide([parse_gate(text) for text in recipe.gates], [one for part in compared for one in part])
+    lost = scoring.lost_rows(base, tuned)
+    folder.write_json("evaluation.json", scoring.to_dict(recipe.evaluation, base, tuned, compared))
+    folder.write_json("gates.json", [asdict(gate) for gate in gates])
+    folder.write_text("regressions.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lost))
+    for name, found in (("gates.json", gates), ("regressions.jsonl", lost)):
+        if not found:  # of an earlier session of this run, with other gates or weights
+            (folder.path / name).unlink()
+    if not all(gate.held for gate in gates):
+        narrator.say(f"a gate is missed: nothing is exported (`llmkit export {folder.path}` does so all the same)")
+    return compared, gates
 
 
 def _checkpoint(folder: RunFolder, checkpoints: Checkpoints, resume: bool, narrator: Narrator) -> Path | None:

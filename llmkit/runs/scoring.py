@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from llmkit.evaluation.base import Score, Subject
+from llmkit.recipe.gates import parse_gate
 from llmkit.runs.progress import Narrator
 
 if TYPE_CHECKING:
+    from rich.text import Text
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from llmkit.data.splits import Row
     from llmkit.evaluation.base import Evaluation
+    from llmkit.evaluation.statistics.comparing import Compared
+    from llmkit.recipe.recipe import Recipe
     from llmkit.rewards.base import Reward
 
 SHOWN_SAMPLES = 3
@@ -50,39 +54,101 @@ def score(
         with narrator.bar(f"{name}: {evaluation.type}", min(limit or len(rows), len(rows))) as bar:
             subject.on_done = bar.update
             found = evaluation.score(subject)
+        found = replace(found, lower_is_better=tuple(sorted(evaluation.lower_is_better & set(found.metrics))))
         scores.append(found)
         values = ", ".join(f"{k} {v:.4g}" for k, v in found.metrics.items()) or f"{len(found.samples)} answers"
         narrator.say(f"{name}: {values} ({found.rows} rows)")
     return scores
 
 
-def to_dict(evaluations: tuple[Evaluation, ...], **models: list[Score]) -> list[dict[str, Any]]:
-    """Return the scores of several models as JSON-able values, one entry per evaluation."""
+def require_metrics(recipe: Recipe, base: Sequence[Score]) -> None:
+    """Raise RecipeError for a gate about a metric that no evaluation gives; before training, by what the base has."""
+    from llmkit.evaluation.statistics.gating import require_known
+
+    alone = (name for evaluation in recipe.evaluation for name in evaluation.tuned_alone)
+    known = {*alone, *(name for score in base for name in score.metrics)}
+    for index, text in enumerate(recipe.gates):
+        with recipe.at("gates", index):
+            require_known([parse_gate(text)], known)
+
+
+def compared(base: Sequence[Score], tuned: Sequence[Score]) -> list[list[Compared]]:
+    """Compare base and tuned by each evaluation, in order, with intervals and tests."""
+    from llmkit.evaluation.statistics.comparing import compare
+
+    return compare(base, tuned, [frozenset(score.lower_is_better) for score in tuned])
+
+
+def to_dict(
+    evaluations: tuple[Evaluation, ...], base: list[Score], tuned: list[Score], found: list[list[Compared]]
+) -> list[dict[str, Any]]:
+    """Return the scores of both models and what they differ in as JSON-able values, one entry per evaluation."""
     return [
         {
             "evaluation": evaluation.model_dump(exclude_unset=True),
-            **{name: asdict(scores[index]) for name, scores in models.items()},
+            "base": asdict(base[index]),
+            "tuned": asdict(tuned[index]),
+            "statistics": [asdict(one) for one in found[index]],
         }
         for index, evaluation in enumerate(evaluations)
     ]
 
 
-def table(base: list[Score], tuned: list[Score] | None) -> Table:
-    """Return the table base | tuned | change, one line per metric; without `tuned`, the base alone."""
+def lost_rows(base: Sequence[Score], tuned: Sequence[Score]) -> list[dict[str, Any]]:
+    """Return the rows that the base had right and the tuned model has wrong, once for each metric of 0 and 1."""
+    from llmkit.evaluation.statistics.comparing import regressions
+
+    found = []
+    for before, after in zip(base, tuned, strict=True):
+        for metric, rows in regressions(before, after).items():
+            found += [{"metric": metric, **_lost_row(before, after, row)} for row in rows]
+    return found
+
+
+def _lost_row(before: Score, after: Score, row: int) -> dict[str, Any]:
+    if not before.samples:
+        return {"row": row}
+    old = before.samples[row]
+    answers = {"base": old.answer, "tuned": after.samples[row].answer}
+    return {"where": old.where, "prompt": old.prompt, "reference": old.reference, **answers}
+
+
+def table(base: Sequence[Score], found: Sequence[Sequence[Compared]] | None) -> Table:
+    """Return the table base | tuned | change, one line per metric; without a tuned model's, the base alone."""
     grid = Table(title="held-out rows", title_justify="left")
-    for heading in ("metric", "rows", "base", *(("tuned", "change") if tuned is not None else ())):
-        grid.add_column(heading, justify="left" if heading == "metric" else "right")
+    headings = ("metric", "rows", "base", *(("tuned", "change [95%]", "") if found is not None else ()))
+    for heading in headings:
+        grid.add_column(heading, justify="left" if heading in ("metric", "") else "right")
+    if found is None:
+        for score in base:
+            for name, value in score.metrics.items():
+                grid.add_row(name, str(score.rows), _number(value))
+        return grid
     seen = set()
-    for index, before in enumerate(base):
-        after = tuned[index] if tuned is not None else before
-        for name in dict.fromkeys((*before.metrics, *after.metrics)):
-            if name in seen:
-                continue
-            seen.add(name)
-            old, new = before.metrics.get(name), after.metrics.get(name)
-            change = f"{new - old:+.4g}" if old is not None and new is not None else NONE
-            grid.add_row(name, str(before.rows), _number(old), *((_number(new), change) if tuned is not None else ()))
+    for one in (one for part in found for one in part):
+        # Evaluations share metrics: of answers, each has the same.
+        if one.metric not in seen:
+            seen.add(one.metric)
+            grid.add_row(one.metric, str(one.rows), _number(one.base), _number(one.tuned), _change(one), _verdict(one))
     return grid
+
+
+def _change(one: Compared) -> Text:
+    from rich.text import Text
+
+    if one.change is None:
+        return Text(NONE)
+    interval = one.change_interval
+    ends = f" [{interval.low:+.3g}, {interval.high:+.3g}]" if interval is not None else ""
+    return Text(f"{one.change:+.4g}{ends}")
+
+
+def _verdict(one: Compared) -> Text:
+    from rich.text import Text
+
+    flips = f" ({one.fixed:,} rows now right, {one.broken:,} now wrong)" if one.fixed is not None else ""
+    colours = {"better": "green", "worse": "bold red"}
+    return Text(one.verdict + flips, style=colours.get(one.verdict, ""))
 
 
 def _number(value: float | None) -> str:

@@ -119,7 +119,7 @@ def test_preflight_needs_two_answers_to_compare(llmkit: Callable[..., Any], grpo
 def test_the_next_command_is_one_that_the_model_can_do(
     answers: bool, verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = RunResult(tmp_path, [], [], [], [], answers=answers)
+    result = RunResult(tmp_path, [], [], [], [], [], [], answers=answers)
     print_result(result, Console(width=1000))
     assert f"llmkit {verb} {tmp_path}" in capsys.readouterr().out
 

@@ -9,6 +9,7 @@ from llmkit.data.shapes import RowError
 from llmkit.errors import DataError, RecipeError
 from llmkit.evaluation import _generation
 from llmkit.evaluation._generation import answers, prompt_ids
+from llmkit.evaluation.f1 import F1
 from llmkit.recipe.spec import variants
 
 TEXTS = ["the capital", "yes", "what is two plus two? it is", "no maybe the capital of France is Paris", "of", "it is"]
@@ -40,6 +41,8 @@ USER = [{"role": "user", "content": "yes?"}]
     [
         ({"prompt": "yes?", "completion": " no"}, " no"),
         ({"prompt": "yes?", "answer": 0, "completion": "x"}, "0"),
+        ({"prompt": "yes?", "answer": {"size": "é", "n": [1]}}, '{"size": "é", "n": [1]}'),
+        ({"prompt": "yes?", "answer": [1, 2]}, "[1, 2]"),
         ({"prompt": "yes?"}, None),
         ({"prompt": "yes?", "completion": ""}, None),
         ({"prompt": "yes?", "completion": "bad", "label": False}, None),
@@ -99,22 +102,20 @@ def test_rows_are_named_in_errors_before_anything_is_generated(subject, monkeypa
     with pytest.raises(DataError, match="eval.jsonl:2: the prompt is empty"):
         answers(subject([{"prompt": "a"}, {"prompt": ""}]), **settings)
     with pytest.raises(DataError, match="eval.jsonl:2: the row has no reference answer, which evaluation `f1`"):
-        answers(
-            subject([{"prompt": "a", "answer": "b"}, {"prompt": "a"}]),
-            **settings,
-            evaluation="f1",
-            need_references=True,
-        )
+        F1(type="f1").score(subject([{"prompt": "a", "answer": "b"}, {"prompt": "a"}]))
+    with pytest.raises(RecipeError, match="`f1` needs prompts to answer"):
+        F1(type="f1").score(subject([{"text": "a"}]))
     with pytest.raises(DataError, match="no held-out rows"):
         answers(subject([]), **settings)
+    with pytest.raises(DataError, match="`f1` has no held-out rows"):
+        F1(type="f1").score(subject([]))
 
 
 def test_answers_already_given_without_references_are_refused_too(subject):
     person = subject([{"prompt": "a"}])
-    settings = {"max_new_tokens": 2, "limit": None, "batch_size": 2}
-    assert answers(person, **settings)[0].reference is None
+    assert answers(person, max_new_tokens=2, limit=None, batch_size=2)[0].reference is None
     with pytest.raises(DataError, match="eval.jsonl:1: the row has no reference"):
-        answers(person, **settings, need_references=True)
+        F1(type="f1", max_new_tokens=2).score(person)
 
 
 def test_every_variant_is_found_and_none_needs_torch_to_import():

@@ -19,7 +19,7 @@ from llmkit.evaluation.f1 import F1
     ],
 )
 def test_token_overlap_by_hand(prediction, reference, expected):
-    assert f1([prediction], [reference]) == {"f1": pytest.approx(expected)}
+    assert f1(prediction, reference) == pytest.approx(expected)
 
 
 def test_score_is_the_mean(told):

@@ -40,10 +40,10 @@ def test_each_evaluation_gets_its_own_base_and_the_rewards(model, tokenizer) -> 
 
 def lines(base: list[Score], tuned: list[Score] | None) -> list[list[str]]:
     """Return the cells of the table's rows."""
-    console = Console(width=100, record=True, quiet=True)
+    console = Console(width=200, record=True, quiet=True)
     console.quiet = False
     with console.capture() as shown:
-        console.print(scoring.table(base, tuned))
+        console.print(scoring.table(base, scoring.compared(base, tuned) if tuned is not None else None))
     rows = [line.strip("│ ").split("│") for line in shown.get().splitlines() if line.startswith("│")]
     return [[cell.strip() for cell in row] for row in rows]
 
@@ -52,8 +52,13 @@ def test_a_metric_that_one_of_them_lacks_is_a_dash() -> None:
     base = [Score({"accuracy": 0.5, "only_base": 2.0}, 4)]
     tuned = [Score({"accuracy": 0.75, "margin": 0.25}, 4)]
     assert lines(base, tuned) == [
-        ["accuracy", "4", "0.5", "0.75", "+0.25"],
-        ["only_base", "4", "2", "–", "–"],
-        ["margin", "4", "–", "0.25", "–"],
+        ["accuracy", "4", "0.5", "0.75", "+0.25", "not tested"],
+        ["only_base", "4", "2", "–", "–", "not tested"],
+        ["margin", "4", "–", "0.25", "–", "not tested"],
+    ]
+    values = (0.0,) * 40, (1.0,) * 30 + (0.0,) * 10
+    before, after = (Score({"exact_match": sum(v) / 40}, 40, per_row={"exact_match": v}) for v in values)
+    assert lines([before], [after]) == [
+        ["exact_match", "40", "0", "0.75", "+0.75 [+0.597, +0.858]", "better (30 rows now right, 0 now wrong)"]
     ]
     assert lines(base, None) == [["accuracy", "4", "0.5"], ["only_base", "4", "2"]]

@@ -50,7 +50,7 @@ def benchmarks(recipe: Recipe, held_out: Sample, vocabulary: Vocabulary) -> list
     if isinstance(recipe.data.eval, tuple) and len(held_out):
         texts = vocabulary.texts(map(_asked, held_out.examples))
         found.append(Benchmark("the held-out rows", len(held_out), held_out.where, texts))
-    for source in (*_prompt_files(recipe), *recipe.data.audit.benchmarks):
+    for source in (*_prompt_files(recipe), *recipe.evaluated, *recipe.data.audit.benchmarks):
         rows = list(read_rows(source, recipe.folder))
         texts = vocabulary.texts(list(strings(row)) for _, row in rows)
         found.append(Benchmark(source.path, len(rows), [where for where, _ in rows].__getitem__, texts))

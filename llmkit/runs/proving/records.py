@@ -29,6 +29,8 @@ RESULTS = (
     "speed.json",
     "stopped.json",
     "evaluation.json",
+    "gates.json",
+    "regressions.jsonl",
     "model/manifest.json",
 )
 """Files of a run that are final when it ends. Not among them: log.txt and what trackers write."""

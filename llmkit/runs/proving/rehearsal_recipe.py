@@ -20,6 +20,9 @@ STEPS, SAVED = 3, 2
 ROWS, GROUP = 2, 8
 """Most rows of a batch, and completions of a group."""
 
+OWN_ROWS = 8
+"""Most rows of an evaluation that has rows of its own."""
+
 ANSWER = 128
 """Most tokens of an answer: a model with random weights never ends one."""
 
@@ -39,6 +42,7 @@ def small_recipe(recipe: Recipe, the_plan: Plan, model: Path, data: Data) -> Rec
         "checkpoints": recipe.checkpoints.model_copy(
             update={"keep": recipe.checkpoints.keep.model_copy(update={"last": max(2, recipe.checkpoints.keep.last)})}
         ),
+        "gates": (),  # a model with random weights would miss them
         "evaluation": tuple(_short(evaluation) for evaluation in recipe.evaluation),
     }
     small = recipe.model_copy(update=changes)
@@ -51,7 +55,10 @@ def _unset(section: Any, chosen: dict[str, Any]) -> dict[str, Any]:
 
 def _short(evaluation: Any) -> Any:
     most = getattr(evaluation, "max_new_tokens", None)
-    return evaluation.model_copy(update={"max_new_tokens": min(most, ANSWER)}) if most else evaluation
+    update: dict[str, Any] = {"max_new_tokens": min(most, ANSWER)} if most else {}
+    if getattr(evaluation, "data", None) is not None:
+        update["limit"] = min(evaluation.limit or OWN_ROWS, OWN_ROWS)
+    return evaluation.model_copy(update=update)
 
 
 def _training(recipe: Recipe, the_plan: Plan) -> dict[str, Any]:

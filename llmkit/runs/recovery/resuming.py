@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from llmkit.recipe.spec import KeyPath
 
 FREE = (
-    *("limits", "checkpoints", "stability", "evaluation", "export"),
+    *("limits", "checkpoints", "stability", "evaluation", "gates", "export"),
     *("training.max_steps", "training.num_train_epochs", "training.run_name", "training.report_to"),
     *("training.logging_*", "training.save_*"),
 )
