@@ -103,7 +103,8 @@ def call_reader(tokenizer: PreTrainedTokenizerBase) -> ReadCalls:
     def read(prompt: list[int], answer: Continuation, tools: Sequence[Any]) -> list[Call]:
         try:
             said: Any = tokenizer.parse_response(list(answer.tokens), template, prefix=prompt, tools=list(tools))
-        except (TypeError, ValueError):  # as TRL does: no message of this template, e.g. a call that is no JSON
+        except (TypeError, ValueError, RecursionError):
+            # As TRL does: no message of this template, e.g. a call that is no JSON, or brackets without an end.
             return marked_calls(answer.text)
         return [call_of(call, absent={}) or UNREADABLE for call in said.get("tool_calls") or ()]
 

@@ -82,23 +82,25 @@ def answers(
     `evaluation` names the asker in errors. Raises DataError where there are no rows, or where one has no prompt;
     RecipeError where rows of this shape hold no prompt at all.
     """
-    rows = subject.rows[:limit]
+    prompts = row_prompts(subject.tokenizer, subject.rows[:limit], evaluation=evaluation)
     # Greedy answers depend on neither seed nor batch size (but for rounding), so evaluations that differ only there
     # share them; sampled answers depend on both.
-    places = tuple(row.where for row in rows)
-    key = (max_new_tokens, places, temperature, (seed, batch_size) if temperature > 0 else None)
-    samples = subject.answers.get(key)
-    if samples is None:
-        samples = respond(
+    asked = tuple(tuple(ids) for _, ids, _, _ in prompts)
+    key = (max_new_tokens, asked, temperature, (seed, batch_size) if temperature > 0 else None)
+    if key not in subject.answers:
+        subject.answers[key] = respond(
             subject,
-            row_prompts(subject.tokenizer, rows, evaluation=evaluation),
+            prompts,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
             temperature=temperature,
             seed=seed,
         )
-        subject.answers[key] = samples
-    return samples
+    # The same prompts may have other references: rows of one file, read by other columns.
+    return tuple(
+        Sample(where, text, reference, found.answer)
+        for (where, _, text, reference), found in zip(prompts, subject.answers[key], strict=True)
+    )
 
 
 Prompt = tuple[str, list[int], str, str | None]

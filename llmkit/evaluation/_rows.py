@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from llmkit.data.shapes import RowError
+from llmkit.data.shapes import LeftOutError, RowError
 from llmkit.data.sources import check_source, read_examples
 from llmkit.data.splits import Row
 from llmkit.errors import DataError, RecipeError
@@ -69,7 +69,8 @@ class OnRows(Evaluation):
 
     def _read(self, source: Source, folder: Path) -> list[Row]:
         rows = []
-        for where, example in islice(read_examples(source, folder), self.limit):
+        read = ((w, e) for w, e in read_examples(source, folder) if not isinstance(e, LeftOutError))
+        for where, example in islice(read, self.limit):
             if isinstance(example, RowError):
                 raise DataError(str(example), where=where) from example
             rows.append(Row(where=where, example=example))

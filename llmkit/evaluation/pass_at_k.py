@@ -82,7 +82,10 @@ class PassAtK(Generated):
         passed = [value >= self.threshold - ROUNDING for value in totals]
         passing = [sum(passed[start : start + self.n]) for start in range(0, len(passed), self.n)]
         parts = [{f"pass@{k}": pass_at_k(self.n, count, k) for k in self.k} for count in passing]
-        return scored(parts, samples[:: self.n])
+        # Of each row an answer that passes, where there is one.
+        firsts = range(0, len(passed), self.n)
+        shown = tuple(samples[at + next((j for j in range(self.n) if passed[at + j]), 0)] for at in firsts)
+        return scored(parts, shown)
 
 
 def pass_at_k(n: int, passing: int, k: int) -> float:

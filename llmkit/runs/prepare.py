@@ -136,7 +136,7 @@ def prepare(
     refuse(data.findings)
     for finding in data.findings:
         narrator.say(finding.sentence())
-    set_up_rewards(recipe, (*(splits.train if recipe.method.needs_rewards else ()), *splits.eval))
+    set_up_rewards(recipe, rewarded_rows(recipe, splits))
     model = load_model(recipe, the_plan, tokenizer)
     narrator.say(f"loaded {recipe.model.name}: {_describe(model, the_plan)}")
     job = Job(
@@ -220,6 +220,13 @@ def load_rows(
         narrator.say(line)
     length, seed = setting(recipe, "max_length"), int(setting(recipe, "seed"))
     return load_splits(recipe, tokenizer, stops, max_length=length, seed=seed, narrate=narrator.say, refuse=refuse)
+
+
+def rewarded_rows(recipe: Recipe, splits: Splits) -> list[Row]:
+    """Return the rows whose answers the recipe's rewards score: in training, or held out for an evaluation."""
+    learns = recipe.method.needs_rewards
+    held_out = learns or any(one.needs_rewards and one.requires_rows() for one in recipe.evaluation)
+    return [*(splits.train if learns else ()), *(splits.eval if held_out else ())]
 
 
 def set_up_rewards(recipe: Recipe, rows: Sequence[Row]) -> None:

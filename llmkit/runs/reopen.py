@@ -105,7 +105,8 @@ def evaluate(
             # Rows that were held out anew might have been trained on.
             require_same_rows(folder, {"eval": row_hashes(splits)["eval"]})
         if not found:
-            set_up_rewards(recipe, rows)
+            needy = any(one.needs_rewards and one.requires_rows() for one in recipe.evaluation)
+            set_up_rewards(recipe, rows if needy else ())
         # The next one is loaded when this one is gone: both at once might not fit.
         model, tokenizer = opened.model, opened.tokenizer
         del opened

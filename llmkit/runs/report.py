@@ -27,7 +27,8 @@ def print_result(result: RunResult, console: Console) -> None:
     """Print the tables of a finished run, its speed, and the command to type next."""
     print_scores(result.base, result.tuned, result.compared, console)
     for gate in result.gates:
-        console.print(f"gate {'held  ' if gate.held else 'MISSED'} {gate.said}", highlight=False, soft_wrap=True)
+        mark = "held  " if gate.held else "MISSED"
+        console.print(f"gate {mark} {gate.said}", highlight=False, soft_wrap=True, markup=False)
     console.print()
     if result.speed is not None:
         console.print(f"speed:      {result.speed.sentence()}", highlight=False, soft_wrap=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, zip_longest
 
 from llmkit.runs.reported import Answer, Evaluated, Regression, Reported, Sampled
@@ -120,8 +120,10 @@ def regressions(run: Reported) -> Shelf:
 def _regression(found: Regression) -> Card | None:
     if found.base is None or found.tuned is None:
         return None
-    said = [("base, right", found.base), ("tuned, wrong", found.tuned)]
-    return _card(found.metric, found.where, found.prompt, found.reference, said, [None, 0])
+    said = [("base", found.base), ("tuned", found.tuned)]
+    card = _card(found.metric, found.where, found.prompt, found.reference, said, [None, 0])
+    # A metric may have judged by more than equality with the reference.
+    return replace(card, answers=tuple(replace(one, right=None) for one in card.answers))
 
 
 def bare_regressions(run: Reported) -> list[tuple[str, str]]:

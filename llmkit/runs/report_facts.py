@@ -240,7 +240,9 @@ def decisions(run: Reported) -> Iterator[tuple[str, str, str]]:
 def inside(path: str) -> str:
     """Return the path of an export from the run folder on: the folder may have been moved."""
     parts = Path(path).parts
-    return "/".join(parts[parts.index("export") :]) if "export" in parts else path
+    if "export" not in parts:
+        return path
+    return "/".join(parts[len(parts) - 1 - parts[::-1].index("export") :])
 
 
 # --- environment, differences, how to reproduce ----------------------------------------------------------------------
@@ -289,8 +291,9 @@ def commands(runs: Sequence[Reported]) -> Iterator[tuple[str, str]]:
     paths = [shlex.quote(str(run.path)) for run in runs]
     for path, run in zip(paths, runs, strict=True):
         if run.stage.startswith(("unfinished", "stopped")):
+            more = " --set limits.tokens=null" if run.stage.startswith("stopped by limits.tokens") else ""
             yield (
-                f"llmkit run {shlex.quote(str(run.path / 'recipe.yaml'))} --resume",
+                f"llmkit run {shlex.quote(str(run.path / 'recipe.yaml'))} --resume{more}",
                 "goes on from the last checkpoint",
             )
         yield f"llmkit verify {path}", "is all that it was made from, and all that it wrote, still the same?"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from llmkit.runs.charts import HEIGHT, INTERVAL_HEIGHT, INTERVAL_WIDTH, WIDTH, bars, number
-from llmkit.runs.folder import RunFolder
 from llmkit.runs.proving.differences import SECTIONS
 from llmkit.runs.report_answers import Rollout, bare_regressions, regressions, rollouts, samples
 from llmkit.runs.report_curves import curves
@@ -47,8 +46,7 @@ _KEPT = re.compile(r"([\n\t])")
 
 def write_report(folder: Path) -> Path:
     """Write `report.html` into a run folder, without secrets; raises SetupError where it is none."""
-    page = render([folder])
-    RunFolder.open(folder).write_text(REPORT_FILE, page)
+    save(render([folder]), folder / REPORT_FILE)
     return folder / REPORT_FILE
 
 

@@ -63,9 +63,11 @@ def groups(runs: Sequence[Reported]) -> list[Group]:
     for index, run in enumerate(runs):
         times: dict[str, int] = {}
         for evaluated in run.evaluations:
-            times[evaluated.name] = times.get(evaluated.name, 0) + 1
+            own = (evaluated.evaluation.get("data") or {}).get("path")
+            name = f"{evaluated.name} on {own}" if own else evaluated.name
+            times[name] = times.get(name, 0) + 1
             for judged in evaluated.judged():
-                found.setdefault((evaluated.name, times[evaluated.name], judged.metric), []).append((index, judged))
+                found.setdefault((name, times[name], judged.metric), []).append((index, judged))
     return [
         Group(f"{evaluation} ({time})" if time > 1 else evaluation, metric, _scored(rows))
         for (evaluation, time, metric), rows in found.items()

@@ -365,9 +365,10 @@ def _curves(folder: RunFolder) -> tuple[dict[str, Logged], float | None]:
     for entry in metric_lines(folder):
         if entry is None:
             continue
-        if isinstance(entry.get("train_runtime"), (int, float)):
-            seconds.append(entry["train_runtime"])  # what sums a session up is no step
-            continue
+        if "loss" not in entry and isinstance(entry.get("train_runtime"), (int, float)):
+            seconds.append(entry["train_runtime"])
+            # What sums a session up is no step, but says how far it came.
+            entry = {name: entry[name] for name in ("step", "epoch") if name in entry}
         for name, value in entry.items():
             if name != "step" and isinstance(value, (int, float)):
                 found.setdefault(name, {})[entry["step"]] = float(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import threading
 import time
@@ -49,7 +50,7 @@ from llmkit.runs.recovery.nonfinite import watch_finite
 from llmkit.runs.recovery.resuming import as_planned, require_same_recipe, train_on
 from llmkit.runs.recovery.stopping import Stopper
 from llmkit.runs.recovery.trackers import guard_trackers
-from llmkit.runs.report_page import write_report
+from llmkit.runs.report_page import REPORT_FILE, write_report
 from llmkit.runs.resolved import resolved_yaml
 from llmkit.runs.sessions import session
 
@@ -58,6 +59,11 @@ if TYPE_CHECKING:
 
     from llmkit.evaluation.statistics.comparing import Compared
     from llmkit.evaluation.statistics.gating import Decided
+
+OF_WEIGHTS = ("evaluation.json", "gates.json", "regressions.jsonl", "export.json", "report.html")
+"""What an earlier session of a run has found of the weights that it had then."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,7 @@ def run(
                     scoring.require_metrics(recipe, base)
                 speed, stopped = _train(prepared, folder, resume, narrator, stopper, began)
                 result = _judge(prepared, base, folder, narrator, speed, stopped)
-            write_report(folder.path)  # which shows this session as well
+            _report(folder, narrator)  # which shows this session as well
             return result
 
 
@@ -193,8 +199,10 @@ def _open(out: str | Path | None, name: str, resume: bool, recipe: Recipe, narra
     folder = RunFolder.open(Path(out or Path("runs") / name))
     require_same_recipe(folder, recipe, narrator.say)
     lock = folder.read_json("lock.json")
-    for what, hashes in (("data", data_hashes(recipe)), ("code", code_hashes(recipe))):
-        changed = [name for name, found in hashes.items() if lock.get(what, {}).get(name, found) != found]
+    # What evaluations read may change, as they may.
+    trained = recipe.model_copy(update={"evaluation": ()})
+    for what, hashes in (("data", data_hashes(trained)), ("code", code_hashes(trained))):
+        changed = [name for name, found in hashes.items() if lock.get(what, hashes).get(name) != found]
         if changed:
             raise DataError(
                 f"the {what} has changed since {folder.path} was started: {', '.join(changed)}",
@@ -202,6 +210,15 @@ def _open(out: str | Path | None, name: str, resume: bool, recipe: Recipe, narra
             )
     require_left(folder, recipe.limits)
     return folder
+
+
+def _report(folder: RunFolder, narrator: Narrator) -> None:
+    try:
+        write_report(folder.path)
+    except Exception:  # noqa: BLE001 - the run is whole, and its page can be made again
+        logger.warning("the report could not be written", exc_info=True)
+        again = f"`llmkit report {folder.path}` tries again"
+        narrator.say(f"{REPORT_FILE} could not be written (log.txt says why): {again}")
 
 
 def _record(folder: RunFolder, recipe: Recipe, the_plan: Plan) -> None:
@@ -277,6 +294,8 @@ def _train(
     recipe, trainer = prepared.recipe, prepared.trainer
     checkpoints = Checkpoints(folder.checkpoints, recipe.checkpoints.keep, narrator.say)
     checkpoint = _checkpoint(folder, checkpoints, resume, narrator)
+    for name in OF_WEIGHTS:  # those that are trained from here on will have others
+        (folder.path / name).unlink(missing_ok=True)
     checkpoints.attach(trainer)
     gauge = Gauge(prepared, folder, narrator)
     checkpoints.also.append(gauge.keep_tokens)
@@ -348,14 +367,17 @@ def _compare(
 
     recipe = prepared.recipe
     compared = scoring.compared(base, tuned)
+    writes = prepared.trainer.is_world_process_zero()
+    if writes:
+        folder.write_json("evaluation.json", scoring.to_dict(recipe.evaluation, base, tuned, compared))
     gates = decide([parse_gate(text) for text in recipe.gates], [one for part in compared for one in part])
+    if not writes:
+        return compared, gates
     lost = scoring.lost_rows(base, tuned)
-    folder.write_json("evaluation.json", scoring.to_dict(recipe.evaluation, base, tuned, compared))
-    folder.write_json("gates.json", [asdict(gate) for gate in gates])
-    folder.write_text("regressions.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lost))
-    for name, found in (("gates.json", gates), ("regressions.jsonl", lost)):
-        if not found:  # of an earlier session of this run, with other gates or weights
-            (folder.path / name).unlink()
+    if gates:
+        folder.write_json("gates.json", [asdict(gate) for gate in gates])
+    if lost:
+        folder.write_text("regressions.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lost))
     if not all(gate.held for gate in gates):
         narrator.say(f"a gate is missed: nothing is exported (`llmkit export {folder.path}` does so all the same)")
     return compared, gates

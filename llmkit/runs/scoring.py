@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
+from rich.text import Text
 
 from llmkit.evaluation.base import Score, Subject
+from llmkit.model.heads import CLASSIFIER
 from llmkit.recipe.gates import parse_gate
 from llmkit.runs.progress import Narrator
 
 if TYPE_CHECKING:
-    from rich.text import Text
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from llmkit.data.splits import Row
@@ -65,11 +66,14 @@ def require_metrics(recipe: Recipe, base: Sequence[Score]) -> None:
     """Raise RecipeError for a gate about a metric that no evaluation gives; before training, by what the base has."""
     from llmkit.evaluation.statistics.gating import require_known
 
-    alone = (name for evaluation in recipe.evaluation for name in evaluation.tuned_alone)
-    known = {*alone, *(name for score in base for name in score.metrics)}
+    given = {name for score in base for name in score.metrics}
+    # A reward model's answers are no likelier than before: it has no metrics of its own beside its base's.
+    language = recipe.method.model_class != CLASSIFIER
+    alone = {name for evaluation in recipe.evaluation for name in evaluation.tuned_alone if language}
     for index, text in enumerate(recipe.gates):
+        gate = parse_gate(text)
         with recipe.at("gates", index):
-            require_known([parse_gate(text)], known)
+            require_known([gate], given if gate.relative else given | alone)
 
 
 def compared(base: Sequence[Score], tuned: Sequence[Score]) -> list[list[Compared]]:
@@ -95,13 +99,16 @@ def to_dict(
 
 
 def lost_rows(base: Sequence[Score], tuned: Sequence[Score]) -> list[dict[str, Any]]:
-    """Return the rows that the base had right and the tuned model has wrong, once for each metric of 0 and 1."""
+    """Return the rows that the base had right and the tuned model has wrong, with those of an evaluation's metrics."""
     from llmkit.evaluation.statistics.comparing import regressions
 
     found = []
     for before, after in zip(base, tuned, strict=True):
+        metrics: dict[int, list[str]] = {}
         for metric, rows in regressions(before, after).items():
-            found += [{"metric": metric, **_lost_row(before, after, row)} for row in rows]
+            for row in rows:
+                metrics.setdefault(row, []).append(metric)
+        found += [{"metric": ", ".join(metrics[row]), **_lost_row(before, after, row)} for row in sorted(metrics)]
     return found
 
 
@@ -122,20 +129,16 @@ def table(base: Sequence[Score], found: Sequence[Sequence[Compared]] | None) -> 
     if found is None:
         for score in base:
             for name, value in score.metrics.items():
-                grid.add_row(name, str(score.rows), _number(value))
+                grid.add_row(Text(name), str(score.rows), _number(value))
         return grid
-    seen = set()
-    for one in (one for part in found for one in part):
-        # Evaluations share metrics: of answers, each has the same.
-        if one.metric not in seen:
-            seen.add(one.metric)
-            grid.add_row(one.metric, str(one.rows), _number(one.base), _number(one.tuned), _change(one), _verdict(one))
+    # Two evaluations of the same answers may both give a metric; of other rows it is another line.
+    for one in dict.fromkeys(one for part in found for one in part):
+        values = _number(one.base), _number(one.tuned), _change(one), _verdict(one)
+        grid.add_row(Text(one.metric), str(one.rows), *values)
     return grid
 
 
 def _change(one: Compared) -> Text:
-    from rich.text import Text
-
     if one.change is None:
         return Text(NONE)
     interval = one.change_interval
@@ -144,8 +147,6 @@ def _change(one: Compared) -> Text:
 
 
 def _verdict(one: Compared) -> Text:
-    from rich.text import Text
-
     flips = f" ({one.fixed:,} rows now right, {one.broken:,} now wrong)" if one.fixed is not None else ""
     colours = {"better": "green", "worse": "bold red"}
     return Text(one.verdict + flips, style=colours.get(one.verdict, ""))
@@ -169,8 +170,6 @@ def samples_table(base: list[Score], tuned: list[Score] | None) -> Table | None:
     return grid
 
 
-def _cell(text: str | None) -> Any:
-    from rich.text import Text
-
+def _cell(text: str | None) -> Text:
     short = text or ""
     return Text(short if len(short) <= 300 else short[:297] + "...")

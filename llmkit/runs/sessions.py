@@ -38,7 +38,7 @@ def session(folder: RunFolder, kind: Kind) -> Iterator[None]:
         yield
     finally:
         # The folder of a refused run is gone; and what went wrong with the run is what counts.
-        with suppress(OSError):
+        with suppress(Exception):
             if (folder.path / "recipe.yaml").is_file():
                 found = Session(began.isoformat(timespec="seconds"), time.monotonic() - clock, peak_bytes(kind))
                 with (folder.path / SESSIONS_FILE).open("a", encoding="utf-8") as file:

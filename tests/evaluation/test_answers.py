@@ -87,7 +87,7 @@ def test_answers_are_generated_once_for_each_setting(subject, monkeypatch):
         ("eval.jsonl:2", "1?", "1", "answer 1.1"),
         ("eval.jsonl:3", "2?", "2", "answer 1.2"),
     ]
-    assert answers(person, max_new_tokens=4, limit=9, batch_size=16, seed=5, evaluation="bleu") is first
+    assert answers(person, max_new_tokens=4, limit=9, batch_size=16, seed=5, evaluation="bleu") == first
     assert calls == [3]
     assert len(answers(person, max_new_tokens=4, limit=2, batch_size=2)) == 2
     answers(person, max_new_tokens=5, limit=None, batch_size=2)

@@ -94,9 +94,14 @@ def test_answers_are_shared_between_evaluations_of_the_same_rows(subject, counte
     assert with_data(ExactMatch, "exact_match").score(person).metrics == {"exact_match": 1.0}
     assert with_data(F1, "f1").score(person).metrics == {"f1": 1.0}
     assert counted == [2]
-    # As many rows, and others: they have answers of their own.
+    # The same prompts have the same answers, and other references.
     assert ExactMatch(type="exact_match").score(person).metrics == {"exact_match": 0.0}
     assert F1(type="f1").score(person).metrics == {"f1": 0.0}
-    assert counted == [2, 2]
+    assert counted == [2]
     assert with_data(F1, "f1", limit=1).score(person).rows == 1
-    assert counted == [2, 2, 1]
+    assert counted == [2, 1]
+    # Lines of one file are other prompts where they are read by other columns.
+    columns = {"prompt": "Again: {{ prompt }}"}
+    again = ExactMatch.model_validate({"type": "exact_match", "data": {"path": "own.jsonl", "columns": columns}})
+    assert again.score(person).samples[0].prompt == "Again: 0?"
+    assert counted == [2, 1, 2]

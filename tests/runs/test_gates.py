@@ -39,16 +39,21 @@ def test_a_missed_gate_keeps_the_model_from_being_exported(recipe: Maker, tmp_pa
     # The gates may change: the run goes on from its end, and is exported.
     again = run(recipe("gates=[loss <= 1e9]", *SCORED), out=tmp_path / "run", resume=True)
     assert [one.type for one in again.exported] == ["adapter"]
+    assert not (tmp_path / "run" / "regressions.jsonl").exists()
+    # What an earlier session has exported is not listed as this one's.
+    run(recipe("gates=[loss <= base - 1000]", *SCORED), out=tmp_path / "run", resume=True)
+    assert not (tmp_path / "run" / "export.json").exists()
 
 
 @pytest.mark.parametrize(
     ("gates", "message"),
     [
+        ("gates=[reward_accuracy >= base - 0.1]", "no evaluation of the recipe gives such a metric"),
         ("gates=[loss <= 1e9, los >= 1]", "no evaluation of the recipe gives such a metric (did you mean 'loss'?)"),
         ("gates=[loss]", "can't be read"),
         ("gates=[loss >= 90%]", "percent"),
     ],
-    ids=["unknown", "no bound", "percent"],
+    ids=["no such base", "unknown", "no bound", "percent"],
 )
 def test_what_is_wrong_is_said_before_training(recipe: Maker, tmp_path: Path, gates: str, message: str) -> None:
     with pytest.raises(RecipeError) as error:

@@ -61,4 +61,9 @@ def test_a_metric_that_one_of_them_lacks_is_a_dash() -> None:
     assert lines([before], [after]) == [
         ["exact_match", "40", "0", "0.75", "+0.75 [+0.597, +0.858]", "better (30 rows now right, 0 now wrong)"]
     ]
+    other = Score({"exact_match": 0.0}, 8), Score({"exact_match": 0.5}, 8)
+    assert [row[:4] for row in lines([before, other[0], other[0]], [after, other[1], other[1]])] == [
+        ["exact_match", "40", "0", "0.75"],
+        ["exact_match", "8", "0", "0.5"],  # of other rows; the same twice is one line
+    ]
     assert lines(base, None) == [["accuracy", "4", "0.5"], ["only_base", "4", "2"]]

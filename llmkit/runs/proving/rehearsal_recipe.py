@@ -20,7 +20,7 @@ STEPS, SAVED = 3, 2
 ROWS, GROUP = 2, 8
 """Most rows of a batch, and completions of a group."""
 
-OWN_ROWS = 8
+OWN_ROWS = 32
 """Most rows of an evaluation that has rows of its own."""
 
 ANSWER = 128

@@ -32,7 +32,7 @@ from llmkit.runs.checks import check, setting
 from llmkit.runs.folder import RunFolder, captured_logs
 from llmkit.runs.measuring import as_rows
 from llmkit.runs.needs import needs
-from llmkit.runs.prepare import plan, prepare_data
+from llmkit.runs.prepare import plan, prepare_data, rewarded_rows
 from llmkit.runs.progress import Narrator
 from llmkit.runs.proving import rehearsal_trials as trials
 from llmkit.runs.proving.rehearsal_recipe import SAVED, STEPS, noted, small_recipe
@@ -124,10 +124,9 @@ def _go_through(recipe: Recipe, stages: Stages, scratch: Path, out: Path) -> Non
         prepared = prepare_data(small)
         refuse(prepared.findings)
         stages.say("; ".join(finding.sentence() for finding in prepared.findings), warning=bool(prepared.findings))
-    rows = (*prepared.splits.train, *prepared.splits.eval)
     if recipe.rewards:
         with stages.stage("rewards"):
-            stages.say(trials.try_rewards(small, rows))
+            stages.say(trials.try_rewards(small, rewarded_rows(small, prepared.splits)))
     _run(small, stages, scratch)
 
 

@@ -47,7 +47,7 @@ ELSEWHERE = ("settings", "versions", "hardware")
 LIMITS = ("limits",)
 """Section of a recipe that a reproduction does without: it ends at the step at which the run did."""
 
-LEFT_OUT = ("evaluation", "export", "rewards")
+LEFT_OUT = ("evaluation", "gates", "export", "rewards")
 """Sections of a recipe that a part of a run does without."""
 
 Verdict = Literal["identical", "close", "different"]
@@ -158,7 +158,7 @@ def _last_step(folder: RunFolder, steps: int | None) -> int | None:
 def _bare(recipe: Recipe) -> Recipe:
     """Return `recipe` without what happens before and after training."""
     rewards = recipe.rewards if recipe.method.needs_rewards else ()
-    return recipe.model_copy(update={"evaluation": (), "export": (), "rewards": rewards})
+    return recipe.model_copy(update={"evaluation": (), "gates": (), "export": (), "rewards": rewards})
 
 
 def _stop_after(steps: int) -> TrainerCallback:
@@ -184,7 +184,7 @@ def judge(difference: Difference, tolerance: float = TOLERANCE, steps: int | Non
     entries = tuple(entry for entry in difference.entries if not _is_setting(entry, left_out))
     difference = replace(difference, entries=entries, scores=() if steps is not None else difference.scores)
     weights = _weights(difference, steps)
-    reasons = [*_other_inputs(difference), *_other_steps(difference, steps)]
+    reasons = [*_other_inputs(difference, whole=steps is None), *_other_steps(difference, steps)]
     reasons += [*_other_curves(difference, tolerance), *_other_scores(difference, tolerance)]
     headline = difference.headline
     if headline is None:
@@ -200,11 +200,12 @@ def _is_setting(entry: Entry, sections: Collection[str]) -> bool:
     return entry.section == "settings" and entry.key.split(".")[0] in sections
 
 
-def _other_inputs(difference: Difference) -> list[str]:
+def _other_inputs(difference: Difference, *, whole: bool) -> list[str]:
+    """Name the inputs that differ; those that a bare reproduction lacks are of what was left out."""
     return [
         f"{entry.section}: {entry.key} is another one"
         for entry in difference.entries
-        if entry.section in INPUT_SECTIONS
+        if entry.section in INPUT_SECTIONS and (whole or entry.b is not None)
     ]
 
 

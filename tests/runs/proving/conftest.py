@@ -71,6 +71,7 @@ training:
   learning_rate: 1.0e-2
   report_to: none
 evaluation: [{type: perplexity}]
+gates: [loss <= 1e9]
 export: [{type: merged}]
 hardware: {device: cpu}
 """,
