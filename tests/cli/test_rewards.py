@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -132,7 +133,12 @@ def test_watch_is_handed_to_the_run(
     llmkit: Callable[..., Any], grpo: Path, monkeypatch: pytest.MonkeyPatch, watched: bool
 ) -> None:
     seen = []
-    monkeypatch.setattr("llmkit.runs.runner.run", lambda recipe, **options: seen.append(options["watch"]))
+
+    def run(recipe: Any, **options: Any) -> Any:
+        seen.append(options["watch"])
+        return SimpleNamespace(gates=[])
+
+    monkeypatch.setattr("llmkit.runs.runner.run", run)
     monkeypatch.setattr("llmkit.runs.report.print_result", lambda result, console: None)
     assert llmkit("run", grpo, *(["--watch"] if watched else [])).code == 0
     assert seen == [watched]

@@ -134,7 +134,7 @@ def test_disk_folder_and_a_function_that_fails_near_the_end(
     folder, disk, rows = found.failures
     assert (folder.name, disk.name, rows.name) == ("run folder", "disk", "rows")
     assert "can't be written" in folder.said
-    assert disk.said.startswith("the run needs about 0.0 GB on the disk of")
+    assert disk.said.startswith("the run needs about 0.1 GB on the disk of")
     assert rows.said == "many.jsonl:894: rows.py:plain raised ZeroDivisionError: division by zero"
     assert {s.outcome for s in found.stages[found.stages.index(rows) + 1 :]} == {"skipped"}
     assert found.stage("train").said == "not reached"
@@ -304,7 +304,9 @@ def cache(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, str]]:
 
 def test_the_base_of_an_adapter_is_looked_for(recipe: Maker, tmp_path: Path, cache: set[tuple[str, str]]) -> None:
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
+    (tmp_path / "mine" / "adapter_config.json").write_text(
+        '{"base_model_name_or_path": "some/base", "peft_type": "LORA"}'
+    )
     asked = recipe("model.name=./mine", "adapter={type: lora}")
     with pytest.raises(SetupError, match="the weights of some/base are not in the local cache"):
         reach_weights(asked)
