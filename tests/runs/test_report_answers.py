@@ -90,5 +90,5 @@ def test_regressions_mark_what_has_changed() -> None:
     shelf = regressions(replace(run(), regressions=many))
     assert len(shelf.first) == SHOWN
     assert len(shelf.more) == 9 - SHOWN
-    assert [said.right for said in shelf.first[0].answers] == [True, False]
+    assert [(said.heading, said.right) for said in shelf.first[0].answers] == [("base", None), ("tuned", None)]
     assert [piece.text for piece in shelf.first[0].answers[1].text.pieces if piece.own] == ["five"]
