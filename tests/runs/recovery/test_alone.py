@@ -18,9 +18,8 @@ import os, sys, time
 from pathlib import Path
 from llmkit.runs.recovery.alone import alone
 with alone(Path(sys.argv[1])):
-    worker = os.fork()
-    if worker:
-        print(worker, flush=True)
+    if not os.fork():
+        print(os.getpid(), flush=True)
     time.sleep(60)
 """
 
