@@ -1,4 +1,4 @@
-"""Speed and memory beside TRL's and a bare PyTorch loop's: one table, in one run on one machine, within an hour.
+"""Speed and memory beside TRL's and a bare PyTorch loop's: one table; each job's columns are of one run.
 
     python benchmarks/speed.py                                       everything; kept in results/speed.json
     python benchmarks/speed.py --jobs nf4                            a job again, in the place of what was kept of it
@@ -46,7 +46,7 @@ from speed_run import Bench, Cell, recipe_file
 
 COLUMNS = ("default", "best", "bare", "llmkit")
 ROWS = {"lora": 64, "full": 32, "nf4": 32, "dpo": 16, "grpo": 12, "evaluate": 16}
-"""Rows (pairs, prompts) of each job: what fits into half an hour on two cores that train 150 tokens/s."""
+"""Rows (pairs, prompts) of each job: what fits into an hour and a half on two cores that train 150 tokens/s."""
 QUICK = {"lora": 16, "full": 16, "nf4": 16, "dpo": 16, "grpo": 8, "evaluate": 4}
 
 ROUNDS = {"lora": 3, "nf4": 3, "grpo": 3, "evaluate": 3}

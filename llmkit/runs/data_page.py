@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmkit.runs.charts import Bar
 from llmkit.runs.data_report import (
     NAMED,
     counted_as,
@@ -28,24 +28,6 @@ TOKENS = 800
 
 WIDTH, HEIGHT, BASE, TOP = 960, 220, 195, 34
 """The chart's size, where its bars stand, and how high they reach, in units of its view box."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """A bar of the chart, in units of its view box."""
-
-    x: float
-    y: float
-    width: float
-    height: float
-    label: str
-    count: str
-    words: str
-
-    @property
-    def middle(self) -> float:
-        """Where its labels are centred."""
-        return round(self.x + self.width / 2, 1)
 
 
 def render(seen: Seen) -> str:
@@ -82,7 +64,7 @@ def _chart(seen: Seen) -> dict[str, Any]:
     for index, bin_ in enumerate(bins):
         height = round((BASE - TOP) * bin_.count / most, 1)
         columns.append(
-            Column(
+            Bar(
                 x=round(index * step + 0.08 * step, 1),
                 y=BASE - height,
                 width=round(0.84 * step, 1),
